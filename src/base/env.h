@@ -1,0 +1,34 @@
+/* The one table of environment variables. Nothing else in the library calls getenv, but for the launchers' own
+ * variables in boot/env.c. */
+#ifndef FERRY_BASE_ENV_H
+#define FERRY_BASE_ENV_H
+
+#include "base/status.h"
+
+/* X(name, fallback, meaning): one line each. */
+#define FE_ENV_TABLE(X)                                                                                               \
+    X(FERRY_BOOT, "", "host:port where rank 0 listens and the others connect (ferry_group_create_env)")               \
+    X(FERRY_BOOT_ADDRESS, "127.0.0.1", "address that ferry_unique_id_create listens on")                              \
+    X(FERRY_BOOT_SECRET, "", "shared secret for ferry_group_create_env; default: derived from the launcher's job id") \
+    X(FERRY_CPU_KERNELS, "best", "row kernels: best, avx512, avx2, neon or scalar; all give the same bits")           \
+    X(FERRY_DEBUG, "", "log level: WARN, INFO or TRACE; unset: silent")                                               \
+    X(FERRY_DEBUG_FILE, "stderr", "where the log goes; %h becomes the host name, %p the process id")                  \
+    X(FERRY_DEBUG_SUBSYS, "ALL", "comma list of INIT, BOOT, HEAP, ROUTE, MOVE, ENV; ^ before the list excludes")      \
+    X(FERRY_NT_BYTES, "auto", "a dispatch that moves more bytes than this uses non-temporal stores; auto: the cache") \
+    X(FERRY_RANK, "", "this process's rank (ferry_group_create_env), with FERRY_RANKS")                               \
+    X(FERRY_RANKS, "", "number of ranks (ferry_group_create_env), with FERRY_RANK")                                   \
+    X(FERRY_SPIN, "auto", "pauses before a wait yields; auto: 100, or 0 where ranks outnumber cores")                 \
+    X(FERRY_THREADS, "auto", "CPU workers of a rank; auto: cores / ranks of this machine, at least 1")                \
+    X(FERRY_TIMEOUT_MS, "30000", "deadline of every wait, in milliseconds")                                           \
+    X(FERRY_TOUCH_MB, "256", "how much of each rank's receive buffer is touched when the group is made")
+
+#define FE_ENV_NAME(name, fallback, meaning) FE_ENV_##name,
+typedef enum fe_env_name { FE_ENV_TABLE(FE_ENV_NAME) FE_ENV_COUNT } fe_env_name;
+#undef FE_ENV_NAME
+
+/* The variable's text, or NULL when it is unset, empty, or "auto". */
+const char *fe_env_text(fe_env_name name);
+/* Its whole number, `fallback` when fe_env_text is NULL. FERRY_INVALID (named) when it is no number in low..high. */
+ferry_status fe_env_number(fe_env_name name, int64_t fallback, int64_t low, int64_t high, int64_t *value);
+
+#endif
