@@ -1,0 +1,25 @@
+/* How the ranks of a group meet: one primitive, allgather, over a TCP hub (unique id, launcher environment) or the
+ * caller's callback. Used only while a group is made. Every wait is bounded by the deadline given at join. */
+#ifndef FERRY_BOOT_BOOT_H
+#define FERRY_BOOT_BOOT_H
+
+#include "base/status.h"
+
+typedef struct fe_boot fe_boot;
+
+/* Connects to the id's hub. FERRY_INVALID (not an id), FERRY_REFUSED (wrong secret), FERRY_MISMATCH (rank taken twice, or
+ * ranks differs: names both), FERRY_TIMEOUT, FERRY_SYSTEM. */
+ferry_status fe_boot_join(const ferry_unique_id *id, int rank, int ranks, int timeout_ms, fe_boot **boot);
+ferry_status fe_boot_callback(ferry_allgather_fn allgather, void *context, int rank, int ranks, fe_boot **boot);
+/* Reads rank and ranks from the launcher's variables; rank 0 runs the hub. */
+ferry_status fe_boot_environment(int timeout_ms, int *rank, int *ranks, fe_boot **boot);
+
+/* all[ranks][bytes], in rank order. FERRY_MISMATCH when ranks pass different sizes; FERRY_TIMEOUT names the ranks that are
+ * missing. bytes at most FE_BOOT_MAX. */
+#define FE_BOOT_MAX 65536
+ferry_status fe_boot_allgather(fe_boot *boot, const void *mine, void *all, size_t bytes);
+
+/* Leaves; never waits for others. NULL is allowed. */
+void fe_boot_leave(fe_boot *boot);
+
+#endif

@@ -1,0 +1,68 @@
+/* First fit over a list of blocks in address order. Symmetric because it is deterministic: every rank makes the same calls in
+ * the same order, so every rank has the same list. */
+#include "heap/heap.h"
+
+#include <stdlib.h>
+
+#define GRAIN ((size_t)256) /* alignment of an allocation: whole cache lines, and what bulk copies on a GPU want */
+
+static bool insert_block(fe_heap *heap, size_t at, fe_block block) {
+    if (heap->blocks == heap->block_room) {
+        fe_block *more = realloc(heap->block, 2 * heap->block_room * sizeof *more);
+        if (!more) return false;
+        heap->block = more;
+        heap->block_room *= 2;
+    }
+    memmove(&heap->block[at + 1], &heap->block[at], (heap->blocks - at) * sizeof block);
+    heap->block[at] = block;
+    heap->blocks++;
+    return true;
+}
+
+static void remove_block(fe_heap *heap, size_t at) {
+    heap->blocks--;
+    memmove(&heap->block[at], &heap->block[at + 1], (heap->blocks - at) * sizeof *heap->block);
+}
+
+int64_t fe_heap_take(fe_heap *heap, size_t bytes) {
+    if (bytes > heap->user_bytes) return -1;
+    bytes = bytes ? (bytes + GRAIN - 1) / GRAIN * GRAIN : GRAIN;
+    for (size_t i = 0; i < heap->blocks; i++) {
+        fe_block *block = &heap->block[i];
+        if (block->used || block->bytes < bytes) continue;
+        size_t offset = block->offset;
+        if (block->bytes > bytes) {
+            fe_block rest = {.offset = offset + bytes, .bytes = block->bytes - bytes};
+            if (!insert_block(heap, i + 1, rest)) return -1;
+            block = &heap->block[i];
+        }
+        *block = (fe_block){.offset = offset, .bytes = bytes, .used = true};
+        return (int64_t)offset;
+    }
+    return -1;
+}
+
+ferry_status fe_heap_give(fe_heap *heap, int64_t offset) {
+    for (size_t i = 0; i < heap->blocks; i++) {
+        if (!heap->block[i].used || (int64_t)heap->block[i].offset != offset) continue;
+        heap->block[i].used = false;
+        if (i + 1 < heap->blocks && !heap->block[i + 1].used) {
+            heap->block[i].bytes += heap->block[i + 1].bytes;
+            remove_block(heap, i + 1);
+        }
+        if (i > 0 && !heap->block[i - 1].used) {
+            heap->block[i - 1].bytes += heap->block[i].bytes;
+            remove_block(heap, i);
+        }
+        return FERRY_OK;
+    }
+    return fe_fail(FERRY_INVALID, "rank %d: heap offset %lld is not the start of an allocation", heap->rank,
+                   (long long)offset);
+}
+
+size_t fe_heap_largest(const fe_heap *heap) {
+    size_t largest = 0;
+    for (size_t i = 0; i < heap->blocks; i++)
+        if (!heap->block[i].used && heap->block[i].bytes > largest) largest = heap->block[i].bytes;
+    return largest;
+}

@@ -1,0 +1,185 @@
+#include "heap/heap.h"
+#include "base/log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#define PAGE  ((size_t)4096)
+#define MAGIC 0x4645525259484541ull /* "FERRYHEA" */
+
+/* What each rank tells the others about its memory. */
+typedef struct introduction {
+    char machine[64]; /* kernel boot id, process-id namespace: who has the same can open /proc/PID/fd/FD */
+    uint64_t bytes, nonce;
+    int32_t pid, fd;
+} introduction;
+
+static size_t page_up(size_t bytes) {
+    return (bytes + PAGE - 1) / PAGE * PAGE;
+}
+
+static void lay_out(fe_heap *heap, size_t body_bytes, size_t user_bytes) {
+    size_t cells = (size_t)FE_KINDS * 2 * (size_t)heap->ranks * sizeof(fe_cell);
+    heap->cells_at = page_up(sizeof(fe_control));
+    heap->scratch_at = page_up(heap->cells_at + cells);
+    heap->body_at = heap->scratch_at + 2 * FE_SCRATCH;
+    heap->user_at = page_up(heap->body_at + body_bytes);
+    heap->user_bytes = page_up(user_bytes);
+    heap->bytes = heap->user_at + heap->user_bytes;
+}
+
+size_t fe_heap_bytes(int ranks, size_t body_bytes, size_t user_bytes) {
+    fe_heap heap = {.ranks = ranks};
+    lay_out(&heap, body_bytes, user_bytes);
+    return heap.bytes;
+}
+
+/* Two ranks can map each other's memfd when they run on one kernel and see one another's process ids. */
+static void name_machine(char *name, size_t size) {
+    char boot_id[40] = "";
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+    if (file) {
+        if (!fgets(boot_id, sizeof boot_id, file)) boot_id[0] = '\0';
+        fclose(file);
+    }
+    boot_id[strcspn(boot_id, "\n")] = '\0';
+    struct stat namespace = {0};
+    if (stat("/proc/self/ns/pid", &namespace) != 0) namespace.st_ino = 0;
+    snprintf(name, size, "%s/%llu", boot_id, (unsigned long long)namespace.st_ino);
+}
+
+static ferry_status make_own(fe_heap *heap) {
+    heap->fd = memfd_create("ferry-heap", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (heap->fd < 0) return fe_fail_errno("rank %d: memfd_create of the symmetric heap", heap->rank);
+    if (fchmod(heap->fd, S_IRUSR | S_IWUSR) != 0 || ftruncate(heap->fd, (off_t)heap->bytes) != 0)
+        return fe_fail_errno("rank %d: sizing the symmetric heap to %zu bytes", heap->rank, heap->bytes);
+    /* Nobody may cut the file under a mapping: that would turn a peer's store into SIGBUS. */
+    if (fcntl(heap->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+        return fe_fail_errno("rank %d: sealing the symmetric heap", heap->rank);
+    fe_mapping *mapping = fe_mapping_make(heap->nonce, heap->fd, heap->bytes);
+    if (!mapping) return fe_fail_errno("rank %d: mapping %zu bytes", heap->rank, heap->bytes);
+    heap->mapping[heap->rank] = mapping;
+    heap->base[heap->rank] = mapping->base;
+    fe_control *control = fe_heap_control(heap, heap->rank);
+    control->nonce = heap->nonce;
+    control->rank = heap->rank;
+    control->ranks = heap->ranks;
+    control->pid = (int32_t)getpid();
+    control->magic = MAGIC;
+    return FERRY_OK;
+}
+
+/* First touch of a page costs microseconds (the host may fault it in too), so it is paid here and not in the first steps. */
+static void touch_pages(char *from, size_t bytes) {
+#ifdef MADV_POPULATE_WRITE
+    size_t lead = (size_t)((uintptr_t)from % PAGE);
+    if (madvise(from - lead, bytes + lead, MADV_POPULATE_WRITE) == 0) return;
+#endif
+    for (size_t i = 0; i < bytes; i += PAGE) ((volatile char *)from)[i] = 0;
+}
+
+/* Another process's memfd, by way of /proc: the kernel lets in who could also trace that process (same user), and nothing
+ * has a name that a crash could leave behind. */
+static ferry_status map_process(fe_heap *heap, int peer, const introduction *theirs, fe_mapping **mapping) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", theirs->pid, theirs->fd);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0) return fe_fail_errno("rank %d: opening the heap of rank %d at %s", heap->rank, peer, path);
+    struct stat about;
+    errno = EINVAL;
+    if (fstat(fd, &about) == 0 && (size_t)about.st_size == heap->bytes)
+        *mapping = fe_mapping_make(theirs->nonce, fd, heap->bytes);
+    int error = errno;
+    close(fd);
+    errno = error;
+    if (!*mapping) return fe_fail_errno("rank %d: mapping the heap of rank %d", heap->rank, peer);
+    return FERRY_OK;
+}
+
+static ferry_status map_peer(fe_heap *heap, int peer, const introduction *theirs, const introduction *mine) {
+    if (theirs->bytes != heap->bytes)
+        return fe_fail(FERRY_MISMATCH, "rank %d has a heap of %llu bytes, rank %d one of %zu", peer,
+                       (unsigned long long)theirs->bytes, heap->rank, heap->bytes);
+    if (strncmp(theirs->machine, mine->machine, sizeof mine->machine) != 0)
+        return fe_fail(FERRY_UNSUPPORTED,
+                       "rank %d runs on another machine than rank %d (%.63s, %.63s): this build has no far path", peer,
+                       heap->rank, theirs->machine, mine->machine);
+    fe_mapping *mapping = fe_mapping_find(theirs->nonce);
+    if (!mapping) FE_TRY(map_process(heap, peer, theirs, &mapping));
+    heap->mapping[peer] = mapping;
+    heap->base[peer] = mapping->base;
+    const fe_control *control = fe_heap_control(heap, peer);
+    if (control->magic != MAGIC || control->nonce != theirs->nonce || control->rank != peer)
+        return fe_fail(FERRY_SYSTEM, "rank %d: what process %d shares is not the heap of rank %d", heap->rank,
+                       theirs->pid, peer);
+    return FERRY_OK;
+}
+
+static ferry_status map_all(fe_heap *heap, fe_boot *boot) {
+    introduction mine = {.bytes = heap->bytes, .nonce = heap->nonce, .pid = (int32_t)getpid(), .fd = heap->fd};
+    name_machine(mine.machine, sizeof mine.machine);
+    introduction *all = calloc((size_t)heap->ranks, sizeof *all);
+    if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", heap->rank, heap->ranks);
+    ferry_status status = fe_boot_allgather(boot, &mine, all, sizeof mine);
+    for (int peer = 0; status == FERRY_OK && peer < heap->ranks; peer++)
+        if (peer != heap->rank) status = map_peer(heap, peer, &all[peer], &mine);
+    heap->near_ranks = heap->ranks;
+    free(all);
+    return status;
+}
+
+/* A rank that failed still meets the others, so that they learn of it at once instead of at their deadline. */
+static ferry_status agree(const fe_heap *heap, fe_boot *boot, ferry_status mine) {
+    ferry_status *all = calloc((size_t)heap->ranks, sizeof *all);
+    if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", heap->rank, heap->ranks);
+    char sentence[FE_SENTENCE];
+    snprintf(sentence, sizeof sentence, "%s", ferry_last_error());
+    ferry_status status = fe_boot_allgather(boot, &mine, all, sizeof mine);
+    for (int r = 0; status == FERRY_OK && r < heap->ranks; r++)
+        if (all[r] != FERRY_OK)
+            status = r == heap->rank ? fe_fail_again(mine, sentence)
+                                     : fe_fail(all[r], "rank %d could not make or map a symmetric heap of %zu bytes", r,
+                                               heap->bytes);
+    free(all);
+    return status;
+}
+
+ferry_status fe_heap_create(fe_boot *boot, int rank, int ranks, size_t body_bytes, size_t user_bytes, size_t touch,
+                            fe_heap *heap) {
+    *heap = (fe_heap){.rank = rank, .ranks = ranks, .fd = -1};
+    lay_out(heap, body_bytes, user_bytes);
+    heap->base = calloc((size_t)ranks, sizeof *heap->base);
+    heap->mapping = calloc((size_t)ranks, sizeof *heap->mapping);
+    heap->block = calloc(16, sizeof *heap->block);
+    if (!heap->base || !heap->mapping || !heap->block || getrandom(&heap->nonce, sizeof heap->nonce, 0) < 0)
+        return fe_fail(FERRY_NOMEM, "rank %d: no memory for the tables of %d ranks", rank, ranks);
+    heap->block_room = 16;
+    heap->blocks = heap->user_bytes ? 1 : 0;
+    heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
+    FE_TRY(agree(heap, boot, make_own(heap)));
+    touch_pages(heap->base[rank], heap->body_at + (touch < body_bytes ? touch : body_bytes));
+    FE_TRY(agree(heap, boot, map_all(heap, boot)));
+    fe_log(FE_INFO, FE_HEAP, "rank %d: heap of %zu bytes, %zu for the user, %d near ranks", rank, heap->bytes,
+           heap->user_bytes, heap->near_ranks);
+    return FERRY_OK;
+}
+
+void fe_heap_destroy(fe_heap *heap) {
+    for (int r = 0; heap->mapping && r < heap->ranks; r++) fe_mapping_drop(heap->mapping[r]);
+    if (heap->fd >= 0) close(heap->fd);
+    free(heap->base);
+    free(heap->mapping);
+    free(heap->block);
+    *heap = (fe_heap){.fd = -1};
+}
+
+int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes) {
+    uintptr_t base = (uintptr_t)heap->base[heap->rank], at = (uintptr_t)pointer;
+    if (at < base || at - base > heap->bytes || bytes > heap->bytes - (at - base)) return -1;
+    return (int64_t)(at - base);
+}

@@ -1,0 +1,94 @@
+/* The symmetric heap: one memfd a rank, mapped by every near rank, the same offset meaning the same thing in each.
+ *
+ *   0          control block: identity, bell, state (watch/ and link/ use it)
+ *   cells_at   FE_KINDS x 2 x ranks cells of 64 bytes: cell [kind][half][source] is written by rank `source` alone
+ *   scratch_at 2 x FE_SCRATCH bytes for barrier, all-gather and broadcast
+ *   body_at    what the layer above asked for (exchange/: counts, receive and combine buffers)
+ *   user_at    ferry_heap_alloc's
+ *
+ * A memfd has no name: when the last process that maps it is gone, by whatever death, so is the memory. */
+#ifndef FERRY_HEAP_HEAP_H
+#define FERRY_HEAP_HEAP_H
+
+#include "base/os.h"
+#include "boot/boot.h"
+#include "heap/mapping.h"
+#include <stdbool.h>
+
+#define FE_CACHE_LINE 64
+#define FE_SCRATCH    65536
+
+/* What a cell announces. One writer, one reader, and a value that only grows; see docs/protocol.md. */
+typedef enum fe_kind {
+    FE_COUNTS,  /* my row of counts is in your memory */
+    FE_COUNTED, /* I have read your row of counts */
+    FE_READY,   /* you may write my receive buffer, at these offsets */
+    FE_ROWS,    /* my rows are in your receive buffer */
+    FE_OFFER,   /* my experts' outputs are at this offset of my heap */
+    FE_PULLED,  /* I have read what I need of your outputs */
+    FE_MEET,    /* barrier, all-gather, broadcast, symmetric allocation */
+    FE_KINDS
+} fe_kind;
+
+#define FE_CELL_WORDS 7
+
+/* Payload first, then a release store of epoch; whoever acquires the epoch sees the payload. */
+typedef struct fe_cell {
+    _Atomic uint64_t epoch;
+    uint64_t word[FE_CELL_WORDS];
+} fe_cell;
+
+typedef struct fe_control {
+    uint64_t magic;
+    uint64_t nonce; /* the group's: a recycled process id cannot lend us a stranger's memory */
+    int32_t rank, ranks, pid;
+    _Alignas(FE_CACHE_LINE) _Atomic uint32_t bell; /* futex word: rung after a cell is written while somebody sleeps */
+    _Atomic uint32_t sleepers;                     /* threads of this rank asleep on the bell */
+    _Alignas(FE_CACHE_LINE) _Atomic uint32_t aborted;
+    _Alignas(
+        FE_CACHE_LINE) _Atomic uint32_t waiting; /* threads of this rank that wait for other ranks, past spinning */
+    _Atomic uint32_t failed; /* a wait of this rank has ended in an error: it is late for a reason */
+} fe_control;
+
+typedef struct fe_block { /* of the user's heap, in address order, tiling it */
+    size_t offset, bytes;
+    bool used;
+} fe_block;
+
+typedef struct fe_heap {
+    int rank, ranks;
+    int near_ranks; /* ranks on this machine, this one included */
+    uint64_t nonce;
+    size_t bytes, cells_at, scratch_at, body_at, user_at, user_bytes;
+    char **base;          /* [ranks] where each rank's heap is mapped here */
+    fe_mapping **mapping; /* [ranks] */
+    int fd;
+    fe_block *block;
+    size_t blocks, block_room;
+} fe_heap;
+
+/* [collective over boot] Makes this rank's memory and maps the others'. `touch` bytes from body_at on are touched now. */
+ferry_status fe_heap_create(fe_boot *boot, int rank, int ranks, size_t body_bytes, size_t user_bytes, size_t touch,
+                            fe_heap *heap);
+void fe_heap_destroy(fe_heap *heap);
+size_t fe_heap_bytes(int ranks, size_t body_bytes, size_t user_bytes);
+
+/* Offset of an address inside this rank's heap; -1 when the range is not wholly inside. */
+int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes);
+
+/* Deterministic first fit: the same calls give the same offsets on every rank. -1 when there is no room / no such block. */
+int64_t fe_heap_take(fe_heap *heap, size_t bytes);
+ferry_status fe_heap_give(fe_heap *heap, int64_t offset);
+size_t fe_heap_largest(const fe_heap *heap);
+
+static inline fe_control *fe_heap_control(const fe_heap *heap, int rank) {
+    return (fe_control *)(void *)heap->base[rank];
+}
+
+/* The cell in `owner`'s heap that `source` writes. */
+static inline fe_cell *fe_heap_cell(const fe_heap *heap, int owner, fe_kind kind, int half, int source) {
+    fe_cell *cells = (fe_cell *)(void *)(heap->base[owner] + heap->cells_at);
+    return &cells[((size_t)kind * 2 + (size_t)half) * (size_t)heap->ranks + (size_t)source];
+}
+
+#endif

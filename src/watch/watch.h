@@ -1,0 +1,36 @@
+/* Bounded waiting. Every wait of Ferry for another rank goes through here: it spins, yields, sleeps, and ends by the value's
+ * arrival, the deadline or an abort. */
+#ifndef FERRY_WATCH_WATCH_H
+#define FERRY_WATCH_WATCH_H
+
+#include "heap/heap.h"
+
+typedef struct fe_watch {
+    const fe_heap *heap;
+    int64_t timeout_ns;
+    int spin; /* pauses before the first yield; 0 where ranks outnumber cores */
+} fe_watch;
+
+/* Reads FERRY_SPIN. threads: worker threads that all near ranks together keep busy. */
+ferry_status fe_watch_init(fe_watch *watch, const fe_heap *heap, int timeout_ms);
+
+/* True when the thing waited for is there. Must load with acquire. */
+typedef bool (*fe_ready_fn)(const void *what);
+
+typedef enum fe_waited { FE_ARRIVED, FE_LATE, FE_ABORTED } fe_waited;
+
+/* deadline: by fe_now_ns(). */
+fe_waited fe_watch_wait(const fe_watch *watch, fe_ready_fn ready, const void *what, int64_t deadline);
+
+/* Waits until every rank's cell [kind][half] in this rank's heap has reached epoch. `step` is what the sentence calls it. */
+ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step);
+
+/* Cell `cell` and whatever else was just written to `rank` is to be noticed: wakes its sleepers. Call after a sequentially consistent store
+ * (fe_link_signal does). */
+void fe_watch_ring(const fe_heap *heap, int rank);
+
+/* Marks this rank's group as aborted in every rank's memory and wakes everybody. */
+void fe_watch_abort(const fe_heap *heap);
+ferry_status fe_watch_aborted(const fe_heap *heap); /* FERRY_OK, or FERRY_ABORTED with a sentence */
+
+#endif
