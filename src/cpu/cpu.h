@@ -1,0 +1,57 @@
+/* The CPU device, inside. */
+#ifndef FERRY_CPU_CPU_H
+#define FERRY_CPU_CPU_H
+
+#include "cpu/pool.h"
+#include "cpu/rows.h"
+#include "device/device.h"
+
+typedef struct fe_cpu {
+    const fe_rows *rows;
+    fe_pool pool; /* for calls with a NULL stream */
+    size_t bench_bytes;
+    pthread_mutex_t lock; /* of the error below */
+    ferry_status error;   /* first error of any stream */
+    char sentence[FE_SENTENCE];
+    _Atomic bool broken; /* a wait failed or ranks disagreed: no pass will run any more */
+} fe_cpu;
+
+/* What runs a pass: a pool, on behalf of an engine. */
+typedef struct fe_crew {
+    fe_engine *engine;
+    const fe_rows *rows;
+    fe_pool *pool;
+} fe_crew;
+
+ferry_status fe_cpu_run(const fe_crew *crew, const fe_pass *pass);
+
+/* The moves. */
+ferry_status fe_cpu_count(const fe_crew *crew, const fe_pass *pass);
+void fe_cpu_spread(const fe_crew *crew, const fe_pass *pass);
+ferry_status fe_cpu_place(const fe_crew *crew, const fe_pass *pass);
+void fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass);
+void fe_cpu_deliver(const fe_crew *crew, const fe_pass *pass);
+void fe_cpu_gather(const fe_crew *crew, const fe_pass *pass);
+void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass);
+
+/* Keeps the first error for ferry_group_error. */
+void fe_cpu_note_error(fe_engine *engine, ferry_status status);
+/* Runs one pass unless the engine is broken, and breaks it when the pass fails for good. */
+ferry_status fe_cpu_run_guarded(const fe_crew *crew, const fe_pass *pass);
+
+/* stream.c: the verbs of fe_device_cpu. */
+ferry_status fe_cpu_stream_create(fe_engine *engine, ferry_stream **stream);
+void fe_cpu_stream_destroy(ferry_stream *stream);
+ferry_status fe_cpu_stream_sync(ferry_stream *stream);
+int fe_cpu_stream_idle(ferry_stream *stream);
+ferry_status fe_cpu_stream_pass(ferry_stream *stream, const fe_pass *pass);
+ferry_status fe_cpu_stream_call(ferry_stream *stream, ferry_status (*function)(fe_engine *, const void *),
+                                const void *argument, size_t bytes);
+ferry_status fe_cpu_event_create(fe_engine *engine, ferry_event **event);
+void fe_cpu_event_destroy(ferry_event *event);
+ferry_status fe_cpu_event_record(ferry_event *event, ferry_stream *stream);
+ferry_status fe_cpu_event_await(ferry_stream *stream, ferry_event *event);
+ferry_status fe_cpu_event_sync(ferry_event *event);
+int fe_cpu_event_done(ferry_event *event);
+
+#endif

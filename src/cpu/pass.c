@@ -1,0 +1,66 @@
+/* A pass, act by act. */
+#include "cpu/cpu.h"
+
+static void tell_all(const fe_heap *heap, const fe_note *note) {
+    if (!note->used) return;
+    /* Starting behind oneself spreads the stores of many ranks over different owners. */
+    for (int i = 1; i <= heap->ranks; i++)
+        fe_link_signal(heap, (heap->rank + i) % heap->ranks, note->kind, note->half, note->word, note->epoch);
+}
+
+static ferry_status hear_all(const fe_crew *crew, const fe_pass *pass, const fe_await *await) {
+    if (!await->used) return FERRY_OK;
+    const fe_heap *heap = &crew->engine->heap;
+    FE_TRY(fe_watch_cells(&crew->engine->watch, await->kind, await->half, await->epoch, pass->step));
+    for (int r = 0; await->same && r < heap->ranks; r++) {
+        const uint64_t *theirs = fe_link_words(heap, await->kind, await->half, r);
+        for (int i = 0; i < FE_CELL_WORDS; i++)
+            if ((await->same >> i & 1) && theirs[i] != await->word[i])
+                return pass->explain(pass->step, heap->rank, await->word, r, theirs);
+    }
+    return FERRY_OK;
+}
+
+static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
+    switch (pass->move) {
+    case FE_MOVE_NOTHING: break;
+    case FE_MOVE_COUNT: return fe_cpu_count(crew, pass);
+    case FE_MOVE_SPREAD: fe_cpu_spread(crew, pass); break;
+    case FE_MOVE_PLACE: return fe_cpu_place(crew, pass);
+    case FE_MOVE_SCATTER: fe_cpu_scatter(crew, pass); break;
+    case FE_MOVE_DELIVER: fe_cpu_deliver(crew, pass); break;
+    case FE_MOVE_GATHER: fe_cpu_gather(crew, pass); break;
+    case FE_MOVE_REDUCE: fe_cpu_reduce(crew, pass); break;
+    }
+    return FERRY_OK;
+}
+
+ferry_status fe_cpu_run(const fe_crew *crew, const fe_pass *pass) {
+    const fe_heap *heap = &crew->engine->heap;
+    tell_all(heap, &pass->announce);
+    FE_TRY(hear_all(crew, pass, &pass->await));
+    ferry_status moved = move(crew, pass);
+    /* An overflow is known to all ranks and stops all of them alike: the notes still go out, so that nobody is missed. */
+    if (moved != FERRY_OK && moved != FERRY_OVERFLOW) return moved;
+    tell_all(heap, &pass->signal);
+    FE_TRY(hear_all(crew, pass, &pass->settle));
+    return moved;
+}
+
+ferry_status fe_cpu_run_guarded(const fe_crew *crew, const fe_pass *pass) {
+    fe_cpu *cpu = crew->engine->state;
+    FE_TRY(fe_watch_aborted(&crew->engine->heap));
+    if (atomic_load(&cpu->broken)) {
+        pthread_mutex_lock(&cpu->lock);
+        ferry_status status =
+            fe_fail(FERRY_ABORTED, "rank %d: %s not run, the group failed before: %.300s", crew->engine->heap.rank, pass->step,
+                    cpu->sentence);
+        pthread_mutex_unlock(&cpu->lock);
+        return status;
+    }
+    ferry_status status = fe_cpu_run(crew, pass);
+    if (status == FERRY_OK) return FERRY_OK;
+    fe_cpu_note_error(crew->engine, status);
+    if (status != FERRY_OVERFLOW && status != FERRY_INVALID) atomic_store(&cpu->broken, true);
+    return status;
+}

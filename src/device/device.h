@@ -1,0 +1,173 @@
+/* What a device is: a table of verbs, and the one thing it runs, a pass.
+ *
+ * A pass is a plain struct that exchange/ fills in and a device executes in stream order, always in the same five acts:
+ *     announce a note to every rank; await a note from every rank; move data; signal a note to every rank; settle (await again).
+ * The protocol (which note when, with which epoch) is written once, in exchange/. A device brings waiting, moving and
+ * memory: the CPU device runs a pass on its workers, a GPU runs it as one kernel that gets the struct as its argument. */
+#ifndef FERRY_DEVICE_DEVICE_H
+#define FERRY_DEVICE_DEVICE_H
+
+#include "link/near.h"
+#include "route/route.h"
+
+typedef struct fe_note {
+    bool used;
+    fe_kind kind;
+    int half;
+    uint64_t epoch;
+    uint64_t word[FE_CELL_WORDS];
+} fe_note;
+
+typedef struct fe_await {
+    bool used;
+    fe_kind kind;
+    int half;
+    uint64_t epoch;
+    unsigned same;                /* bit i: word[i] must equal this rank's, below, on every rank */
+    uint64_t word[FE_CELL_WORDS]; /* ours */
+} fe_await;
+
+/* Says in a sentence which field of two payloads differs; FERRY_MISMATCH. */
+typedef ferry_status (*fe_explain_fn)(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs);
+
+/* A route as a device sees it. The arrays are the route object's. */
+typedef struct fe_route_data {
+    fe_shape shape;
+    fe_table table;
+    fe_scratch scratch;
+    fe_blocks blocks;
+    fe_totals totals;
+    int32_t *counts;       /* [fe_counts_length] this rank's row */
+    uint64_t counts_at;    /* heap offset of [2][ranks][fe_counts_length] int32 */
+    ferry_tensor topk_idx; /* the caller's, with explicit strides */
+    ferry_tensor topk_weights;
+} fe_route_data;
+
+/* Words of a READY note: where the receiver wants things, as offsets into its heap. */
+enum { FE_AT_ROWS, FE_AT_SCALES, FE_AT_SOURCE, FE_AT_IDS, FE_AT_WEIGHTS, FE_AT_STRIDES, FE_AT_FORMAT };
+/* FE_AT_STRIDES: bytes from row to row, and from one row's scales to the next. */
+static inline uint64_t fe_strides(uint64_t row, uint64_t scale) { return row << 32 | scale; }
+
+/* Words of an OFFER note. */
+enum { FE_OFFER_ROWS, FE_OFFER_STRIDE, FE_OFFER_WEIGHTS, FE_OFFER_FORMAT = FE_AT_FORMAT };
+
+typedef struct fe_scatter { /* dispatch, sending side */
+    const char *rows;
+    int64_t row_stride; /* bytes */
+    size_t row_bytes;   /* as they travel (after the cast) */
+    size_t columns;     /* of the input, for the cast */
+    ferry_cast cast;
+    const char *scales;            /* 4-byte words; NULL: none given */
+    int64_t scale_row, scale_word; /* strides in bytes */
+    size_t scale_bytes;            /* a row, as they travel */
+    bool topk;                     /* deliver source, ids, weights */
+    bool past_cache;               /* use non-temporal stores */
+    uint64_t tails_at;             /* heap offset of [2][ranks][most_local] int32: counts that come with the rows */
+} fe_scatter;
+
+typedef struct fe_deliver { /* dispatch, receiving side. A copy is made where `to` is set. */
+    size_t row_bytes, scale_bytes;
+    uint64_t rows_at, scales_at, source_at, ids_at, weights_at; /* where they landed */
+    int64_t row_stride, scale_stride;                           /* bytes, there */
+    char *rows_to, *scales_to, *source_to, *ids_to, *weights_to;
+    int64_t rows_to_stride, scale_to_row, scale_to_word; /* bytes */
+    int32_t *counts_to, *starts_to;
+    bool topk, zero_padding;
+    uint64_t tails_at;
+} fe_deliver;
+
+typedef struct fe_gather { /* combine, offering side: rows from outside the heap */
+    const char *rows;
+    int64_t row_stride;
+    size_t row_bytes;
+    const char *weights; /* NULL: none */
+    size_t weight_bytes; /* a row's */
+    uint64_t rows_to, weights_to; /* heap offsets; rows_to 0: rows are in the heap already; likewise weights_to */
+} fe_gather;
+
+typedef struct fe_reduce { /* combine, owner's side */
+    ferry_dtype in_type, out_type;
+    size_t columns;
+    bool weighted;
+    const float *weights; /* [tokens][topk] by the strides below; NULL: the route's */
+    int64_t weight_row, weight_choice; /* elements */
+    const char *bias[2];
+    int64_t bias_stride[2]; /* bytes */
+    char *out;
+    int64_t out_stride;
+    float *weights_out; /* [tokens][topk] or NULL */
+} fe_reduce;
+
+typedef enum fe_move {
+    FE_MOVE_NOTHING,
+    FE_MOVE_COUNT,   /* route: top-k to counts */
+    FE_MOVE_SPREAD,  /* route: counts to every rank */
+    FE_MOVE_PLACE,   /* route: counts of all to slots */
+    FE_MOVE_SCATTER, /* dispatch: rows to their slots */
+    FE_MOVE_DELIVER, /* dispatch: what arrived, to where it is wanted */
+    FE_MOVE_GATHER,  /* combine: rows into the heap */
+    FE_MOVE_REDUCE   /* combine: pull and sum */
+} fe_move;
+
+typedef struct fe_pass {
+    char step[40]; /* for sentences: "dispatch 17 (send)" */
+    int half;
+    fe_note announce;
+    fe_await await;
+    fe_move move;
+    fe_route_data *route;
+    union {
+        fe_scatter scatter;
+        fe_deliver deliver;
+        fe_gather gather;
+        fe_reduce reduce;
+    };
+    fe_note signal;
+    fe_await settle;
+    fe_explain_fn explain;
+} fe_pass;
+
+/* What a device needs of a group. */
+typedef struct fe_engine {
+    const struct fe_device *device;
+    fe_heap heap;
+    fe_watch watch;
+    int threads;
+    void *state; /* the device's own */
+} fe_engine;
+
+typedef struct fe_device {
+    const char *name;
+    ferry_status (*open)(fe_engine *engine);
+    void (*close)(fe_engine *engine);
+    /* stream NULL: run now, in this thread. Otherwise the pass is copied and runs in the stream's order. */
+    ferry_status (*submit)(fe_engine *engine, ferry_stream *stream, const fe_pass *pass);
+    /* The same for a host function; `argument` is copied (at most FE_CALL_BYTES). */
+    ferry_status (*call)(fe_engine *engine, ferry_stream *stream, ferry_status (*function)(fe_engine *, const void *),
+                         const void *argument, size_t bytes);
+    ferry_status (*stream_create)(fe_engine *engine, ferry_stream **stream);
+    void (*stream_destroy)(ferry_stream *stream);
+    ferry_status (*stream_sync)(ferry_stream *stream);
+    int (*stream_idle)(ferry_stream *stream);
+    ferry_status (*event_create)(fe_engine *engine, ferry_event **event);
+    void (*event_destroy)(ferry_event *event);
+    ferry_status (*event_record)(ferry_event *event, ferry_stream *stream);
+    ferry_status (*event_await)(ferry_stream *stream, ferry_event *event);
+    ferry_status (*event_sync)(ferry_event *event);
+    int (*event_done)(ferry_event *event);
+    ferry_status (*error)(fe_engine *engine); /* first error of any stream */
+} fe_device;
+
+#define FE_CALL_BYTES 96
+
+/* Public handles begin with their engine: that is how a call without a group finds its device. */
+struct ferry_stream {
+    fe_engine *engine;
+};
+struct ferry_event {
+    fe_engine *engine;
+};
+
+extern const fe_device fe_device_cpu;
+
+#endif
