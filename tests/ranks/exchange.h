@@ -1,0 +1,53 @@
+/* Inside of the exchange tests: one rank's objects, and the parts of its run. */
+#ifndef FERRY_TESTS_RANKS_EXCHANGE_H
+#define FERRY_TESTS_RANKS_EXCHANGE_H
+
+#include "ranks/case.h"
+
+typedef struct flight { /* one dispatch and its combine */
+    ferry_dispatch_in in;
+    ferry_dispatch_out out;
+    ferry_dispatch_options options;
+    ferry_combine_in back;
+    ferry_combine_out sum;
+    ferry_combine_options how;
+} flight;
+
+#define OWNED 512
+
+typedef struct exchange {
+    rank_env *env;
+    const case_data *d;
+    const xcase *c;
+    const oracle_rank *me; /* the same in every round */
+    int rank, tokens;
+    ferry_group *group;
+    ferry_stream *stream;
+    ferry_route *route;
+    ferry_route_info info;
+    void *owned[OWNED]; /* freed at the end */
+    int owned_count;
+    flight flight[CASE_ROUNDS];
+} exchange;
+
+#define X_FAIL(x, ...) ranks_fail((x)->env, __VA_ARGS__)
+
+/* Memory of exactly n bytes, so that a sanitizer sees a touch beyond it; filled with a pattern that is no data. Freed with
+ * the exchange. */
+void *exchange_own(exchange *x, size_t n);
+/* Element (slot, column) of a tensor whose slots may be spread over [L, R * M]. inner: dimensions of one slot. */
+uint8_t *exchange_element(const exchange *x, const ferry_tensor *t, int inner, int64_t slot, int64_t column);
+/* A tensor [n, columns] of the caller's, with `slack` bytes between rows or column-major, filled from contiguous bytes. */
+ferry_tensor exchange_give(exchange *x, const void *from, ferry_dtype dtype, int64_t n, int64_t columns,
+                           bool column_major, int64_t slack);
+/* [rows, columns] or [L, R * M, columns] over given memory. */
+ferry_tensor exchange_shaped(const exchange *x, void *data, ferry_dtype dtype, int64_t columns, int64_t slack);
+/* A heap allocation for info.rows rows: as large on every rank as the rank with the most rows needs it. */
+bool exchange_heap_rows(exchange *x, size_t row_bytes, void **memory);
+
+bool exchange_prepare_dispatch(exchange *x, int round);
+bool exchange_check_dispatch(exchange *x, int round);
+bool exchange_prepare_combine(exchange *x, int round);
+bool exchange_check_combine(exchange *x, int round);
+
+#endif
