@@ -1,0 +1,138 @@
+/* ferry bench: the options, and the order of things. */
+#include "bench.h"
+#include "hardware.h"
+#include "options.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+static const char notes[] =
+    "What is measured\n"
+    "  Every rank dispatches --tokens tokens to the experts that random numbers (or --routes) choose, and combines "
+    "what\n"
+    "  the experts return. All ranks start a step together, after a barrier; a step takes as long as its slowest "
+    "rank.\n"
+    "    route     a route is made (counts are exchanged)\n"
+    "    dispatch  with a route made before, without delivery of top-k (see --deliver-topk), into the library's "
+    "buffers\n"
+    "    combine   out of ferry_combine_buffer, into bf16 rows of the caller's\n"
+    "    round     dispatch and combine in one\n"
+    "  flag round trip: a word from rank 0 to rank 1 and back through shared memory, median of 50 times 100 trips.\n"
+    "\n"
+    "What is counted\n"
+    "  bytes: rows that a rank receives, rows from itself included, on average over the ranks, times the bytes of a "
+    "row.\n"
+    "  rank layout: a token counts once for each rank that it goes to; expert and slots: once for each of its "
+    "experts.\n"
+    "  A row is 2 bytes a channel; in fp8 1 byte a channel and 4 bytes for each 128 channels. Combine: always bf16.\n"
+    "  GB/s: bytes / median / 1e9.\n"
+    "\n"
+    "The floor\n"
+    "  The same bytes in the same run by as many threads, without any exchange, on memory touched before: for dispatch "
+    "the\n"
+    "  best of libc's memcpy, the row kernel and the non-temporal row kernel, each row read where dispatch reads it "
+    "and written\n"
+    "  to the same (rank, slot) of two plain shared mappings by turns (with --cast: after the bare cast of each row); "
+    "for\n"
+    "  combine the row kernel's sum over the same rows. 'of floor' is the floor's median / the median.\n"
+    "\n"
+    "Traces\n"
+    "  --routes takes one JSON object a line: {\"type\": \"route\", \"layer\": 0, \"topk_ids\": [..], "
+    "\"topk_weights\": [..]};\n"
+    "  a line {\"type\": \"meta\", \"num_experts\": N} may give the number of experts. Lines are dealt round robin to "
+    "the ranks.\n";
+
+enum { OPTIONS = 24 };
+
+static void list_options(fe_bench_options *o, fe_option *table) {
+    const fe_option all[OPTIONS] = {
+        {"ranks", FE_OPTION_INT, &o->ranks, "N", 1, FE_RANKS_MAX, "ranks of the group, all on this machine", NULL},
+        {"tokens", FE_OPTION_INT, &o->tokens, "N", 1, 1 << 20, "tokens of each rank, or at most this many of a trace",
+         "4096; latency: 128; a trace: all"},
+        {"hidden", FE_OPTION_INT, &o->hidden, "N", 16, FE_DRAW_ROW_MAX, "channels of a row, a multiple of 16", NULL},
+        {"topk", FE_OPTION_INT, &o->topk, "N", 1, FERRY_MAX_TOPK, "experts of each token", "8, or the trace's"},
+        {"experts", FE_OPTION_INT, &o->experts, "N", 1, 1 << 16, "experts of the group", "256, or the trace's"},
+        {"layout", FE_OPTION_CHOICE, &o->layout, "rank|expert|slots", 0, 0, "layout of received rows", NULL},
+        {"mode", FE_OPTION_CHOICE, &o->mode, "throughput|latency", 0, 0, "mode of the route", NULL},
+        {"dtype", FE_OPTION_CHOICE, &o->dtype, "bf16|fp8", 0, 0, "rows that travel; fp8: e4m3 rows with float scales",
+         NULL},
+        {"cast", FE_OPTION_FLAG, &o->cast, NULL, 0, 0, "rows are given as bf16 and cast to fp8 on the way", NULL},
+        {"weighted", FE_OPTION_CHOICE, &o->weighted, "auto|yes|no", 0, 0,
+         "combine by top-k weights; auto: in latency mode", NULL},
+        {"zero-copy", FE_OPTION_CHOICE, &o->zero_copy, "yes|no", 0, 0,
+         "no: received and returned rows in the caller's memory", NULL},
+        {"deliver-topk", FE_OPTION_FLAG, &o->deliver_topk, NULL, 0, 0,
+         "measure dispatch with delivery of top-k and sources", NULL},
+        {"ranks-as", FE_OPTION_CHOICE, &o->ranks_as, "threads|processes", 0, 0, "what a rank is", NULL},
+        {"threads", FE_OPTION_INT, &o->threads, "N", 1, 1024, "workers of each rank",
+         "FERRY_THREADS, or cores / ranks"},
+        {"iters", FE_OPTION_INT, &o->iters, "N", 1, 1000000, "steps that are timed", "30; latency: 500"},
+        {"warmup", FE_OPTION_INT, &o->warmup, "N", 0, 1000000, "steps before them", NULL},
+        {"seed", FE_OPTION_INT, &o->seed, "N", 0, 2147483647, "of routing and rows", NULL},
+        {"skew", FE_OPTION_REAL, &o->skew, "ZIPF", 0, 10,
+         "exponent of Zipf's law for the experts' popularity; 0: all alike", NULL},
+        {"routes", FE_OPTION_TEXT, &o->routes, "FILE.jsonl", 0, 0, "replay a routing trace", NULL},
+        {"layer", FE_OPTION_INT, &o->layer, "N", 0, 1 << 20, "the trace's layer to use", "the first one met"},
+        {"check", FE_OPTION_FLAG, &o->check, NULL, 0, 0, "compare with the oracle bit by bit, before and after", NULL},
+        {"json", FE_OPTION_TEXT, &o->json, "FILE", 0, 0, "also write JSON to FILE; -: to standard output, and no table",
+         NULL},
+        {"timeout", FE_OPTION_INT, &o->timeout_s, "S", 1, 3600, "seconds that any wait inside the library may take",
+         NULL},
+        {"deadline", FE_OPTION_INT, &o->deadline_s, "S", 1, 86400, "seconds that all of it may take", NULL},
+    };
+    memcpy(table, all, sizeof all);
+}
+
+static bool refuse(const char *what) {
+    fprintf(stderr, "ferry bench: %s; see 'ferry bench --help'\n", what);
+    return false;
+}
+
+static bool derive(fe_bench *b) {
+    static const ferry_layout layouts[] = {FERRY_LAYOUT_RANK, FERRY_LAYOUT_EXPERT, FERRY_LAYOUT_SLOTS};
+    fe_bench_options *o = &b->o;
+    b->layout = layouts[o->layout];
+    b->mode = o->mode ? FERRY_LATENCY : FERRY_THROUGHPUT;
+    b->processes = o->ranks_as == 1;
+    b->fp8 = o->dtype == 1 || o->cast;
+    b->weighted = o->weighted == 1 || (o->weighted == 0 && b->mode == FERRY_LATENCY);
+    b->zero_copy = o->zero_copy == 0;
+    if (o->hidden % 16) return refuse("--hidden must be a multiple of 16");
+    if (o->layer >= 0 && !o->routes) return refuse("--layer goes with --routes");
+    if (o->routes && o->skew > 0) return refuse("--skew goes with random routing, not with --routes");
+    if (!o->iters) o->iters = b->mode == FERRY_LATENCY ? 500 : 30;
+    return true;
+}
+
+static int finish(const fe_bench *b, int argc, char **argv) {
+    bool differs = false, good = true;
+    for (int r = 0; r < b->o.ranks; r++) differs = differs || b->shared->check[r][0];
+    if (!b->o.json || strcmp(b->o.json, "-") != 0) fe_bench_print(b);
+    if (b->o.json) {
+        cJSON *json = fe_bench_json(b, argc, argv);
+        good = fe_json_write(json, b->o.json, "bench");
+        cJSON_Delete(json);
+    }
+    return good && !differs ? FE_EXIT_OK : FE_EXIT_FAILED;
+}
+
+int ferry_cmd_bench(int argc, char **argv) {
+    static fe_bench b;
+    b.o = (fe_bench_options){
+        .ranks = 2, .hidden = 7168, .warmup = 3, .layer = -1, .timeout_s = 30, .deadline_s = 600, .ranks_as = 1};
+    fe_option table[OPTIONS];
+    list_options(&b.o, table);
+    const fe_usage usage = {
+        "bench", "Measures dispatch and combine, and what plain copies and sums of the same bytes take.", notes};
+    fe_parsed parsed = fe_options_parse(&usage, table, OPTIONS, argc, argv);
+    if (parsed != FE_PARSED_RUN) return parsed == FE_PARSED_HELP ? FE_EXIT_OK : FE_EXIT_USAGE;
+    if (!derive(&b)) return FE_EXIT_USAGE;
+    char why[FE_RANKS_WHY];
+    int code = FE_EXIT_FAILED;
+    fe_ranks_config config = {b.o.ranks, b.processes, b.o.deadline_s * 1000, "bench"};
+    if (fe_bench_plan(&b, why) && fe_ranks_run(&config, fe_bench_lane, &b, why))
+        code = finish(&b, argc, argv);
+    else
+        fprintf(stderr, "ferry bench: %s\n", why);
+    fe_bench_plan_free(&b);
+    return code;
+}

@@ -1,0 +1,108 @@
+/* ferry bench, inside: bench.c reads the options, bench_plan.c makes the inputs, bench_lane.c runs a rank, bench_floor.c the
+ * plain copies and sums it is compared with, bench_check.c compares with the oracle, bench_report.c prints. */
+#ifndef FERRY_TOOL_BENCH_H
+#define FERRY_TOOL_BENCH_H
+
+#include "cpu/pool.h"
+#include "cpu/rows.h"
+#include "draw.h"
+#include "oracle/oracle.h"
+#include "ranks.h"
+#include <cjson/cJSON.h>
+
+typedef enum fe_measure {
+    FE_M_ROUTE,
+    FE_M_DISPATCH,
+    FE_M_COMBINE,
+    FE_M_ROUND,        /* dispatch and combine in one */
+    FE_M_FLOOR_MEMCPY, /* three ways to copy, the best of which is dispatch's floor */
+    FE_M_FLOOR_COPY,
+    FE_M_FLOOR_STREAM,
+    FE_M_FLOOR_SUM,
+    FE_M_COUNT
+} fe_measure;
+
+enum { FE_BENCH_BLOCKS = 5, FE_BENCH_SAY = 256 };
+
+typedef struct fe_bench_options {
+    int ranks, tokens, hidden, topk, experts, threads, iters, warmup, seed, layer, timeout_s, deadline_s;
+    int layout, mode, dtype, ranks_as, weighted, zero_copy; /* places in the words of the option table */
+    double skew;
+    bool cast, check, deliver_topk;
+    const char *routes, *json;
+} fe_bench_options;
+
+typedef struct fe_bench_shared { /* what ranks tell the parent */
+    double flag_rtt_us;
+    _Alignas(64) _Atomic uint32_t ping;
+    _Alignas(64) _Atomic uint32_t pong;
+    char check[FE_RANKS_MAX][FE_BENCH_SAY]; /* "" : equal to the oracle */
+    double us[];                            /* [FE_M_COUNT][ranks][iters] */
+} fe_bench_shared;
+
+typedef struct fe_bench {
+    fe_bench_options o;
+    ferry_layout layout;
+    ferry_mode mode;
+    bool processes, fp8, weighted, zero_copy;
+    int max_tokens, threads;
+    size_t in_bytes, row_bytes, scale_bytes,
+        back_bytes;        /* of a row as given, as it travels, its scales, as it comes back */
+    size_t in_scale_bytes; /* of the scales as given: 0 with a cast */
+    int64_t slots;         /* rows that a receive buffer of any rank must hold */
+    int64_t copies;        /* rows received by all ranks together */
+    oracle_tokens tokens[FE_RANKS_MAX];
+    oracle *plan;
+    fe_draw_pool *in_pool, *back_pool;
+    char *landing[2]; /* floors: [ranks][slots] rows and their scales, in memory that ranks share */
+    char *returning;  /* floors: [ranks][slots] rows to be summed; with bf16 the same as landing[0] */
+    size_t landing_bytes, returning_bytes;
+    const fe_rows *kernels;
+    fe_bench_shared *shared;
+    size_t shared_bytes;
+} fe_bench;
+
+/* bench_plan.c. false: why[FE_RANKS_WHY] says what is wrong. */
+bool fe_bench_plan(fe_bench *b, char *why);
+void fe_bench_plan_free(fe_bench *b);
+
+typedef struct fe_floor fe_floor;
+
+typedef struct fe_lane { /* one rank's things */
+    fe_bench *bench;
+    fe_rank *self;
+    ferry_group *group;
+    ferry_route *route;
+    ferry_dispatch_in in;
+    ferry_dispatch_out out; /* as it is to be given; every call gets a copy */
+    ferry_combine_out result;
+    uint8_t *result_rows;
+    void *own_rows, *own_back; /* without --zero-copy: the caller's tensors */
+    size_t own_rows_bytes, own_back_bytes;
+    const void *filled[4]; /* combine buffers that hold the rows to be returned */
+    fe_floor *floor;
+} fe_lane;
+
+/* bench_lane.c: what a rank does, from the group's making to its end. */
+bool fe_bench_lane(fe_rank *self);
+bool fe_lane_dispatch(fe_lane *lane, ferry_dispatch_out *out, bool topk);
+/* The combine's input, with this rank's rows filled in. */
+bool fe_lane_back(fe_lane *lane, ferry_combine_in *in);
+bool fe_lane_combine(fe_lane *lane, const ferry_combine_in *in);
+bool fe_lane_new_route(fe_lane *lane, ferry_route **route);
+
+/* bench_check.c: a dispatch and a combine, compared with the oracle. What differs goes to shared->check. false: a call failed. */
+bool fe_bench_check(fe_lane *lane);
+
+/* bench_floor.c */
+fe_floor *fe_floor_new(fe_lane *lane);
+void fe_floor_free(fe_floor *floor);
+void fe_floor_run(fe_floor *floor, fe_measure measure);
+
+/* bench_report.c */
+/* Sorts value[n] and returns what a share q of it does not exceed. */
+double fe_bench_quantile(double *value, int n, double q);
+cJSON *fe_bench_json(const fe_bench *b, int argc, char **argv);
+void fe_bench_print(const fe_bench *b);
+
+#endif

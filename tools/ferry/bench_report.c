@@ -1,0 +1,175 @@
+/* A bench's numbers: step times over all ranks, bytes, floors; as a table and as JSON. */
+#include "bench.h"
+#include "hardware.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+typedef struct stats {
+    double median, min, p99;
+} stats;
+
+typedef struct floor_of {
+    double us; /* 0: none */
+    const char *kernel;
+} floor_of;
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double fe_bench_quantile(double *value, int n, double q) {
+    qsort(value, (size_t)n, sizeof *value, ascending);
+    int at = (int)ceil(q * n) - 1;
+    return value[at < 0 ? 0 : at];
+}
+
+/* A step takes as long as its slowest rank. */
+static stats collect(const fe_bench *b, fe_measure m) {
+    int iters = b->o.iters;
+    double *slowest = calloc((size_t)iters, sizeof *slowest);
+    if (!slowest) return (stats){0};
+    for (int r = 0; r < b->o.ranks; r++) {
+        const double *us = b->shared->us + ((size_t)m * (size_t)b->o.ranks + (size_t)r) * (size_t)iters;
+        for (int i = 0; i < iters; i++) slowest[i] = fmax(slowest[i], us[i]);
+    }
+    stats s = {.median = fe_bench_quantile(slowest, iters, 0.5), .min = slowest[0]};
+    s.p99 = fe_bench_quantile(slowest, iters, 0.99);
+    free(slowest);
+    return s;
+}
+
+static floor_of find_floor(const fe_bench *b, fe_measure m) {
+    static const struct {
+        fe_measure measure;
+        const char *name;
+    } copies[] = {{FE_M_FLOOR_MEMCPY, "memcpy"}, {FE_M_FLOOR_COPY, "copy"}, {FE_M_FLOOR_STREAM, "stream"}};
+    floor_of best = {0, NULL};
+    if (m == FE_M_COMBINE) return (floor_of){collect(b, FE_M_FLOOR_SUM).median, b->weighted ? "weighted sum" : "sum"};
+    if (m != FE_M_DISPATCH) return best;
+    for (size_t i = 0; i < sizeof copies / sizeof *copies; i++) {
+        double us = collect(b, copies[i].measure).median;
+        if (!best.kernel || us < best.us) best = (floor_of){us, copies[i].name};
+    }
+    return best;
+}
+
+/* Bytes a rank receives, on average over the ranks. */
+static double bytes_of(const fe_bench *b, fe_measure m) {
+    double rows = (double)b->copies / b->o.ranks;
+    double there = rows * (double)(b->row_bytes + b->scale_bytes), back = rows * (double)b->back_bytes;
+    if (m == FE_M_DISPATCH) return there;
+    if (m == FE_M_COMBINE) return back;
+    return m == FE_M_ROUND ? there + back : 0;
+}
+
+static const struct {
+    fe_measure measure;
+    const char *name;
+} lines[] = {{FE_M_ROUTE, "route"}, {FE_M_DISPATCH, "dispatch"}, {FE_M_COMBINE, "combine"}, {FE_M_ROUND, "round"}};
+enum { LINES = sizeof lines / sizeof *lines };
+
+static const char *layout_name(const fe_bench *b) {
+    return b->layout == FERRY_LAYOUT_RANK ? "rank" : b->layout == FERRY_LAYOUT_EXPERT ? "expert" : "slots";
+}
+
+static const char *check_text(const fe_bench *b) {
+    if (!b->o.check) return "not run";
+    for (int r = 0; r < b->o.ranks; r++)
+        if (b->shared->check[r][0]) return b->shared->check[r];
+    return "ok";
+}
+
+void fe_bench_print(const fe_bench *b) {
+    printf("%d ranks as %s, %d thread%s each, %s row kernels, %s, %s; %d tokens a rank, hidden %d, top-%d of %d "
+           "experts, %s%s\n\n",
+           b->o.ranks, b->processes ? "processes" : "threads", b->threads, b->threads == 1 ? "" : "s", b->kernels->name,
+           b->mode == FERRY_LATENCY ? "LATENCY" : "THROUGHPUT", layout_name(b), b->max_tokens, b->o.hidden, b->o.topk,
+           b->o.experts, b->fp8 ? "fp8" : "bf16", b->o.cast ? " cast on the way" : "");
+    printf("%-10s %11s %11s %11s %10s %10s %11s %9s\n", "", "median us", "min us", "p99 us", "MB/rank", "GB/s/rank",
+           "floor us", "of floor");
+    for (int i = 0; i < LINES; i++) {
+        stats s = collect(b, lines[i].measure);
+        floor_of floor = find_floor(b, lines[i].measure);
+        double bytes = bytes_of(b, lines[i].measure);
+        printf("%-10s %11.1f %11.1f %11.1f", lines[i].name, s.median, s.min, s.p99);
+        if (bytes > 0) printf(" %10.2f %10.2f", bytes / 1e6, bytes / s.median / 1e3);
+        if (floor.us > 0) printf(" %11.1f %8.0f%%  (%s)", floor.us, 100 * floor.us / s.median, floor.kernel);
+        putchar('\n');
+    }
+    if (b->shared->flag_rtt_us > 0) printf("\nflag round trip %.2f us", b->shared->flag_rtt_us);
+    printf("\ncheck: %s\n", check_text(b));
+}
+
+static void add_config(cJSON *config, const fe_bench *b) {
+    cJSON_AddNumberToObject(config, "ranks", b->o.ranks);
+    cJSON_AddStringToObject(config, "ranks_as", b->processes ? "processes" : "threads");
+    cJSON_AddNumberToObject(config, "threads", b->threads);
+    cJSON_AddNumberToObject(config, "tokens", b->max_tokens);
+    cJSON_AddNumberToObject(config, "hidden", b->o.hidden);
+    cJSON_AddNumberToObject(config, "topk", b->o.topk);
+    cJSON_AddNumberToObject(config, "experts", b->o.experts);
+    cJSON_AddStringToObject(config, "layout", layout_name(b));
+    cJSON_AddStringToObject(config, "mode", b->mode == FERRY_LATENCY ? "latency" : "throughput");
+    cJSON_AddStringToObject(config, "dtype", b->fp8 ? "fp8" : "bf16");
+    cJSON_AddBoolToObject(config, "cast", b->o.cast);
+    cJSON_AddBoolToObject(config, "weighted", b->weighted);
+    cJSON_AddBoolToObject(config, "zero_copy", b->zero_copy);
+    cJSON_AddBoolToObject(config, "deliver_topk", b->o.deliver_topk);
+    cJSON_AddNumberToObject(config, "iters", b->o.iters);
+    cJSON_AddNumberToObject(config, "warmup", b->o.warmup);
+    cJSON_AddNumberToObject(config, "seed", b->o.seed);
+    cJSON_AddNumberToObject(config, "skew", b->o.skew);
+    if (!b->o.routes) return;
+    cJSON_AddStringToObject(config, "routes", b->o.routes);
+    cJSON_AddNumberToObject(config, "layer", b->o.layer);
+}
+
+static void add_origin(cJSON *config, int argc, char **argv) {
+    char version[32], date[32];
+    int v = ferry_version();
+    time_t now = time(NULL);
+    struct tm utc;
+    snprintf(version, sizeof version, "%d.%d.%d", v / 10000, v / 100 % 100, v % 100);
+    strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+    cJSON_AddStringToObject(config, "version", version);
+    cJSON_AddStringToObject(config, "date", date);
+    cJSON *command = cJSON_AddArrayToObject(config, "command");
+    cJSON_AddItemToArray(command, cJSON_CreateString("ferry"));
+    for (int i = 0; i < argc; i++) cJSON_AddItemToArray(command, cJSON_CreateString(argv[i]));
+    cJSON_AddItemToObject(config, "hardware", fe_hardware_json());
+}
+
+/* To the nanosecond. */
+static void add_number(cJSON *object, const char *name, double value) {
+    cJSON_AddNumberToObject(object, name, round(value * 1000) / 1000);
+}
+
+static void add_line(cJSON *object, const fe_bench *b, int i) {
+    stats s = collect(b, lines[i].measure);
+    floor_of floor = find_floor(b, lines[i].measure);
+    double bytes = bytes_of(b, lines[i].measure);
+    add_number(object, "median_us", s.median);
+    add_number(object, "min_us", s.min);
+    add_number(object, "p99_us", s.p99);
+    if (bytes > 0 || floor.kernel) {
+        cJSON_AddNumberToObject(object, "bytes", round(bytes));
+        add_number(object, "gbps", s.median > 0 ? bytes / s.median / 1e3 : 0);
+    }
+    if (!floor.kernel) return;
+    add_number(object, "floor_us", floor.us);
+    add_number(object, "of_floor", s.median > 0 ? floor.us / s.median : 0);
+    cJSON_AddStringToObject(object, "floor_kernel", floor.kernel);
+}
+
+cJSON *fe_bench_json(const fe_bench *b, int argc, char **argv) {
+    cJSON *object = cJSON_CreateObject(), *config = cJSON_AddObjectToObject(object, "config");
+    add_config(config, b);
+    add_origin(config, argc, argv);
+    cJSON_AddStringToObject(object, "check", check_text(b));
+    for (int i = 0; i < LINES; i++) add_line(cJSON_AddObjectToObject(object, lines[i].name), b, i);
+    if (b->shared->flag_rtt_us > 0) add_number(object, "flag_rtt_us", b->shared->flag_rtt_us);
+    return object;
+}
