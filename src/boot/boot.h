@@ -11,8 +11,12 @@ typedef struct fe_boot fe_boot;
  * ranks differs: names both), FERRY_TIMEOUT, FERRY_SYSTEM. */
 ferry_status fe_boot_join(const ferry_unique_id *id, int rank, int ranks, int timeout_ms, fe_boot **boot);
 ferry_status fe_boot_callback(ferry_allgather_fn allgather, void *context, int rank, int ranks, fe_boot **boot);
-/* Reads rank and ranks from the launcher's variables; rank 0 runs the hub. */
-ferry_status fe_boot_environment(int timeout_ms, int *rank, int *ranks, fe_boot **boot);
+
+/* What the launcher's environment says; see place.h. FERRY_INVALID when no launcher is recognised, or a variable is no number. */
+typedef struct fe_launch fe_launch;
+ferry_status fe_launch_read(fe_launch *launch);
+/* Rank 0 runs the hub. */
+ferry_status fe_boot_environment(const fe_launch *launch, int timeout_ms, fe_boot **boot);
 
 /* all[ranks][bytes], in rank order. FERRY_MISMATCH when ranks pass different sizes; FERRY_TIMEOUT names the ranks that are
  * missing. bytes at most FE_BOOT_MAX. */

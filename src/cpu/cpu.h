@@ -8,12 +8,9 @@
 
 typedef struct fe_cpu {
     const fe_rows *rows;
-    fe_pool pool; /* for calls with a NULL stream */
-    size_t bench_bytes;
-    pthread_mutex_t lock; /* of the error below */
-    ferry_status error;   /* first error of any stream */
-    char sentence[FE_SENTENCE];
-    _Atomic bool broken; /* a wait failed or ranks disagreed: no pass will run any more */
+    fe_pool pool;         /* for calls with a NULL stream */
+    pthread_mutex_t lock; /* of the list */
+    struct fe_cpu_stream *streams;
 } fe_cpu;
 
 /* What runs a pass: a pool, on behalf of an engine. */
@@ -22,8 +19,6 @@ typedef struct fe_crew {
     const fe_rows *rows;
     fe_pool *pool;
 } fe_crew;
-
-ferry_status fe_cpu_run(const fe_crew *crew, const fe_pass *pass);
 
 /* The moves. */
 ferry_status fe_cpu_count(const fe_crew *crew, const fe_pass *pass);
@@ -34,15 +29,16 @@ void fe_cpu_deliver(const fe_crew *crew, const fe_pass *pass);
 void fe_cpu_gather(const fe_crew *crew, const fe_pass *pass);
 void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass);
 
-/* Keeps the first error for ferry_group_error. */
-void fe_cpu_note_error(fe_engine *engine, ferry_status status);
-/* Runs one pass unless the engine is broken, and breaks it when the pass fails for good. */
-ferry_status fe_cpu_run_guarded(const fe_crew *crew, const fe_pass *pass);
+/* Runs one pass unless the group has failed, and breaks it when the pass fails for good. */
+ferry_status fe_cpu_pass(const fe_crew *crew, const fe_pass *pass);
+/* Workers for one crew. */
+ferry_status fe_cpu_open_pool(const fe_engine *engine, fe_pool *pool);
 
-/* stream.c: the verbs of fe_device_cpu. */
+/* stream.c, event.c: verbs of fe_device_cpu. */
 ferry_status fe_cpu_stream_create(fe_engine *engine, ferry_stream **stream);
 void fe_cpu_stream_destroy(ferry_stream *stream);
 ferry_status fe_cpu_stream_sync(ferry_stream *stream);
+void fe_cpu_stream_drain(ferry_stream *stream);
 int fe_cpu_stream_idle(ferry_stream *stream);
 ferry_status fe_cpu_stream_pass(ferry_stream *stream, const fe_pass *pass);
 ferry_status fe_cpu_stream_call(ferry_stream *stream, ferry_status (*function)(fe_engine *, const void *),

@@ -20,6 +20,13 @@ static void walk_rows(const fe_route_data *route, int worker, int workers, run_f
     }
 }
 
+/* About how many runs there are to share out. */
+static int64_t parts_of(const fe_route_data *route) {
+    int64_t rows = 0, blocks = (int64_t)fe_local_units(&route->shape) * route->shape.ranks;
+    for (int64_t b = 0; b < blocks; b++) rows += route->blocks.counts[b];
+    return (rows + CHUNK - 1) / CHUNK;
+}
+
 /* ---- dispatch ---- */
 
 typedef struct delivery {
@@ -29,8 +36,8 @@ typedef struct delivery {
     const char *rows, *scales, *source, *ids, *weights; /* where they landed */
 } delivery;
 
-static void copy_row_block(const fe_rows *rows, char *to, int64_t to_stride, const char *from, int64_t from_stride, size_t bytes,
-                           int64_t count) {
+static void copy_row_block(const fe_rows *rows, char *to, int64_t to_stride, const char *from, int64_t from_stride,
+                           size_t bytes, int64_t count) {
     for (int64_t i = 0; i < count; i++) rows->copy(to + i * to_stride, from + i * from_stride, bytes);
 }
 
@@ -118,7 +125,7 @@ void fe_cpu_deliver(const fe_crew *crew, const fe_pass *pass) {
     j.ids = fe_near(heap, heap->rank, d->ids_at);
     j.weights = fe_near(heap, heap->rank, d->weights_at);
     if (d->rows_to || d->scales_to || d->source_to || d->ids_to || d->weights_to)
-        fe_pool_run(crew->pool, deliver_work, &j);
+        fe_pool_run(crew->pool, deliver_work, &j, parts_of(route));
     pad(&j);
     size_t bytes = (size_t)fe_local_units(&route->shape) * (size_t)route->shape.ranks * sizeof(int32_t);
     if (d->counts_to) memcpy(d->counts_to, route->blocks.counts, bytes);
@@ -157,5 +164,5 @@ void fe_cpu_gather(const fe_crew *crew, const fe_pass *pass) {
     gathering j = {.crew = crew, .route = pass->route, .g = g};
     j.rows = fe_near(heap, heap->rank, g->rows_to);
     j.weights = fe_near(heap, heap->rank, g->weights_to);
-    fe_pool_run(crew->pool, gather_work, &j);
+    fe_pool_run(crew->pool, gather_work, &j, parts_of(pass->route));
 }

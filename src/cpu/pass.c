@@ -35,7 +35,7 @@ static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
     return FERRY_OK;
 }
 
-ferry_status fe_cpu_run(const fe_crew *crew, const fe_pass *pass) {
+static ferry_status run(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     tell_all(heap, &pass->announce);
     FE_TRY(hear_all(crew, pass, &pass->await));
@@ -47,20 +47,10 @@ ferry_status fe_cpu_run(const fe_crew *crew, const fe_pass *pass) {
     return moved;
 }
 
-ferry_status fe_cpu_run_guarded(const fe_crew *crew, const fe_pass *pass) {
-    fe_cpu *cpu = crew->engine->state;
-    FE_TRY(fe_watch_aborted(&crew->engine->heap));
-    if (atomic_load(&cpu->broken)) {
-        pthread_mutex_lock(&cpu->lock);
-        ferry_status status =
-            fe_fail(FERRY_ABORTED, "rank %d: %s not run, the group failed before: %.300s", crew->engine->heap.rank, pass->step,
-                    cpu->sentence);
-        pthread_mutex_unlock(&cpu->lock);
-        return status;
-    }
-    ferry_status status = fe_cpu_run(crew, pass);
-    if (status == FERRY_OK) return FERRY_OK;
-    fe_cpu_note_error(crew->engine, status);
-    if (status != FERRY_OVERFLOW && status != FERRY_INVALID) atomic_store(&cpu->broken, true);
+ferry_status fe_cpu_pass(const fe_crew *crew, const fe_pass *pass) {
+    fe_fault *fault = &crew->engine->fault;
+    FE_TRY(fe_fault_check(fault, &crew->engine->heap, pass->step));
+    ferry_status status = run(crew, pass);
+    if (fe_fault_fatal(status)) fe_fault_note(fault, status, true);
     return status;
 }

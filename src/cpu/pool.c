@@ -2,7 +2,7 @@
 
 #include <stdlib.h>
 
-#define YIELD_NS 50000    /* idle helpers give the core away after this */
+#define YIELD_NS 50000 /* idle helpers give the core away after this */
 #define SLEEP_NS 10000000
 
 typedef struct fe_helper {
@@ -38,7 +38,7 @@ static void *help(void *argument) {
 
 ferry_status fe_pool_open(fe_pool *pool, int workers, int spin, size_t bench_bytes) {
     *pool = (fe_pool){.spin = spin, .bench_bytes = (bench_bytes + 63) / 64 * 64};
-    pool->bench = aligned_alloc(64, (size_t)workers * pool->bench_bytes + 64);
+    pool->bench = aligned_alloc(64, ((size_t)workers + 1) * pool->bench_bytes);
     pool->helper = calloc((size_t)workers, sizeof *pool->helper);
     pool->workers = 1;
     if (!pool->bench || !pool->helper) {
@@ -69,8 +69,8 @@ void fe_pool_close(fe_pool *pool) {
     pool->bench = NULL;
 }
 
-void fe_pool_run(fe_pool *pool, fe_work_fn work, void *context) {
-    if (pool->workers == 1) {
+void fe_pool_run(fe_pool *pool, fe_work_fn work, void *context, int64_t parts) {
+    if (pool->workers == 1 || parts <= 1) {
         work(context, 0, 1);
         return;
     }

@@ -12,7 +12,7 @@ typedef void (*fe_work_fn)(void *context, int worker, int workers);
 typedef struct fe_pool {
     int workers;
     int spin;
-    char *bench;       /* a workbench for each worker */
+    char *bench; /* a workbench for each worker, and one behind them for whoever calls fe_pool_run */
     size_t bench_bytes;
     fe_work_fn work;
     void *context;
@@ -25,11 +25,17 @@ typedef struct fe_pool {
 ferry_status fe_pool_open(fe_pool *pool, int workers, int spin, size_t bench_bytes);
 void fe_pool_close(fe_pool *pool);
 
-/* Calls work(context, i, workers) for every i at once, and returns when all have. What the workers stored is ordered before the return. */
-void fe_pool_run(fe_pool *pool, fe_work_fn work, void *context);
+/* Calls work(context, i, workers) for every i at once, and returns when all have. What the workers stored is ordered before the
+ * return. Work of one part is done by the caller alone, as work(context, 0, 1): waking a helper costs more. */
+void fe_pool_run(fe_pool *pool, fe_work_fn work, void *context, int64_t parts);
 
 static inline void *fe_pool_bench(const fe_pool *pool, int worker) {
     return pool->bench + (size_t)worker * pool->bench_bytes;
+}
+
+/* The bench of the caller's own. */
+static inline void *fe_pool_own_bench(const fe_pool *pool) {
+    return fe_pool_bench(pool, pool->workers);
 }
 
 /* Waits until *word != seen: pauses, yields, then sleeps. For threads of one process only. */

@@ -98,7 +98,7 @@ static void work(void *context, int worker, int workers) {
 
 void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
-    job *j = fe_pool_bench(crew->pool, crew->pool->workers); /* the crew's own bench, see scatter.c */
+    job *j = fe_pool_own_bench(crew->pool);
     *j = (job){.crew = crew, .pass = pass};
     for (int r = 0; r < heap->ranks; r++) {
         const uint64_t *word = fe_link_words(heap, FE_OFFER, pass->half, r);
@@ -106,5 +106,5 @@ void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass) {
                                        .weights = fe_near(heap, r, word[FE_OFFER_WEIGHTS]),
                                        .stride = (size_t)word[FE_OFFER_STRIDE]};
     }
-    fe_pool_run(crew->pool, work, j);
+    fe_pool_run(crew->pool, work, j, (pass->route->shape.tokens + CHUNK - 1) / CHUNK);
 }

@@ -15,6 +15,7 @@ typedef struct job {
     const fe_crew *crew;
     const fe_route_data *route;
     const fe_scatter *s;
+    bool past_cache;
     _Atomic int64_t next;
     target target[]; /* [ranks] */
 } job;
@@ -82,7 +83,7 @@ static void send_token(job *j, int64_t token, char *bench) {
         int32_t home = table->home[token * topk + choice];
         const target *to = &j->target[j->route->shape.map->home_rank[home]];
         size_t at = (size_t)table->slot[token * topk + choice];
-        if (s->past_cache)
+        if (j->past_cache)
             rows->stream(to->rows + at * to->row_stride, row, s->row_bytes, i == 0 ? next : NULL);
         else
             rows->copy(to->rows + at * to->row_stride, row, s->row_bytes);
@@ -102,7 +103,7 @@ static void work(void *context, int worker, int workers) {
         int64_t to = from + CHUNK < tokens ? from + CHUNK : tokens;
         for (int64_t t = from; t < to; t++) send_token(j, t, bench);
     }
-    if (j->s->past_cache) j->crew->rows->fence(); /* non-temporal stores, before the pool's join and the signal */
+    if (j->past_cache) j->crew->rows->fence(); /* non-temporal stores, before the pool's join and the signal */
 }
 
 /* Fixed slots: how many rows each of the receiver's units gets from us, beside the rows. */
@@ -113,16 +114,19 @@ static void write_tails(const fe_heap *heap, const fe_pass *pass) {
     for (int r = 0; r < shape->ranks; r++) {
         int32_t *tail = fe_near(heap, r, pass->scatter.tails_at);
         tail += ((size_t)pass->half * (size_t)shape->ranks + (size_t)shape->rank) * width;
-        int first = fe_first_unit(shape, r), units = shape->layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(shape->map, r);
+        int first = fe_first_unit(shape, r),
+            units = shape->layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(shape->map, r);
         for (int u = 0; u < units; u++) tail[u] = route->scratch.keep[first + u];
     }
 }
 
 void fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
-    job *j = fe_pool_bench(crew->pool, crew->pool->workers); /* the bench behind the last worker's is the crew's own */
-    *j = (job){.crew = crew, .route = pass->route, .s = &pass->scatter};
+    const fe_route_data *route = pass->route;
+    job *j = fe_pool_own_bench(crew->pool);
+    *j = (job){.crew = crew, .route = route, .s = &pass->scatter};
+    j->past_cache = route->totals.sent * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
     for (int r = 0; r < heap->ranks; r++) j->target[r] = read_target(heap, pass->half, r);
-    fe_pool_run(crew->pool, work, j);
-    if (fe_slots_fixed(&pass->route->shape)) write_tails(heap, pass);
+    fe_pool_run(crew->pool, work, j, (route->shape.tokens + CHUNK - 1) / CHUNK);
+    if (fe_slots_fixed(&route->shape)) write_tails(heap, pass);
 }

@@ -7,6 +7,7 @@
 #ifndef FERRY_DEVICE_DEVICE_H
 #define FERRY_DEVICE_DEVICE_H
 
+#include "device/fault.h"
 #include "link/near.h"
 #include "route/route.h"
 
@@ -28,7 +29,8 @@ typedef struct fe_await {
 } fe_await;
 
 /* Says in a sentence which field of two payloads differs; FERRY_MISMATCH. */
-typedef ferry_status (*fe_explain_fn)(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs);
+typedef ferry_status (*fe_explain_fn)(const char *step, int rank, const uint64_t *ours, int other,
+                                      const uint64_t *theirs);
 
 /* A route as a device sees it. The arrays are the route object's. */
 typedef struct fe_route_data {
@@ -37,7 +39,9 @@ typedef struct fe_route_data {
     fe_scratch scratch;
     fe_blocks blocks;
     fe_totals totals;
-    int32_t *counts;       /* [fe_counts_length] this rank's row */
+    int32_t *counts; /* [fe_counts_length] this rank's row */
+    int32_t
+        *demand; /* [local experts] tokens that chose each, capacities left aside; only where counts are exchanged */
     uint64_t counts_at;    /* heap offset of [2][ranks][fe_counts_length] int32 */
     ferry_tensor topk_idx; /* the caller's, with explicit strides */
     ferry_tensor topk_weights;
@@ -46,7 +50,9 @@ typedef struct fe_route_data {
 /* Words of a READY note: where the receiver wants things, as offsets into its heap. */
 enum { FE_AT_ROWS, FE_AT_SCALES, FE_AT_SOURCE, FE_AT_IDS, FE_AT_WEIGHTS, FE_AT_STRIDES, FE_AT_FORMAT };
 /* FE_AT_STRIDES: bytes from row to row, and from one row's scales to the next. */
-static inline uint64_t fe_strides(uint64_t row, uint64_t scale) { return row << 32 | scale; }
+static inline uint64_t fe_strides(uint64_t row, uint64_t scale) {
+    return row << 32 | scale;
+}
 
 /* Words of an OFFER note. */
 enum { FE_OFFER_ROWS, FE_OFFER_STRIDE, FE_OFFER_WEIGHTS, FE_OFFER_FORMAT = FE_AT_FORMAT };
@@ -61,7 +67,7 @@ typedef struct fe_scatter { /* dispatch, sending side */
     int64_t scale_row, scale_word; /* strides in bytes */
     size_t scale_bytes;            /* a row, as they travel */
     bool topk;                     /* deliver source, ids, weights */
-    bool past_cache;               /* use non-temporal stores */
+    int64_t stream_bytes;          /* a step that writes more than this writes past the cache */
     uint64_t tails_at;             /* heap offset of [2][ranks][most_local] int32: counts that come with the rows */
 } fe_scatter;
 
@@ -80,8 +86,8 @@ typedef struct fe_gather { /* combine, offering side: rows from outside the heap
     const char *rows;
     int64_t row_stride;
     size_t row_bytes;
-    const char *weights; /* NULL: none */
-    size_t weight_bytes; /* a row's */
+    const char *weights;          /* NULL: none */
+    size_t weight_bytes;          /* a row's */
     uint64_t rows_to, weights_to; /* heap offsets; rows_to 0: rows are in the heap already; likewise weights_to */
 } fe_gather;
 
@@ -89,7 +95,7 @@ typedef struct fe_reduce { /* combine, owner's side */
     ferry_dtype in_type, out_type;
     size_t columns;
     bool weighted;
-    const float *weights; /* [tokens][topk] by the strides below; NULL: the route's */
+    const float *weights;              /* [tokens][topk] by the strides below; NULL: the route's */
     int64_t weight_row, weight_choice; /* elements */
     const char *bias[2];
     int64_t bias_stride[2]; /* bytes */
@@ -109,8 +115,15 @@ typedef enum fe_move {
     FE_MOVE_REDUCE   /* combine: pull and sum */
 } fe_move;
 
+/* Where the caller of a pass wants its error, instead of in the stream's. */
+typedef struct fe_outcome {
+    ferry_status status;
+    char sentence[FE_SENTENCE];
+} fe_outcome;
+
 typedef struct fe_pass {
-    char step[40]; /* for sentences: "dispatch 17 (send)" */
+    char step[40];       /* for sentences: "dispatch 17 (send)" */
+    fe_outcome *outcome; /* with a stream: written when the pass has run; may be NULL */
     int half;
     fe_note announce;
     fe_await await;
@@ -132,15 +145,18 @@ typedef struct fe_engine {
     const struct fe_device *device;
     fe_heap heap;
     fe_watch watch;
-    int threads;
-    void *state; /* the device's own */
+    fe_fault fault;
+    int threads;        /* workers of a crew */
+    size_t bench_bytes; /* a worker's workbench: a row as it travels, and its scales */
+    void *state;        /* the device's own */
 } fe_engine;
 
 typedef struct fe_device {
     const char *name;
     ferry_status (*open)(fe_engine *engine);
     void (*close)(fe_engine *engine);
-    /* stream NULL: run now, in this thread. Otherwise the pass is copied and runs in the stream's order. */
+    /* stream NULL: run now, in this thread, and return its status. Otherwise the pass is copied and runs in the stream's order; an
+     * error becomes the pass's outcome, or the stream's and the group's. */
     ferry_status (*submit)(fe_engine *engine, ferry_stream *stream, const fe_pass *pass);
     /* The same for a host function; `argument` is copied (at most FE_CALL_BYTES). */
     ferry_status (*call)(fe_engine *engine, ferry_stream *stream, ferry_status (*function)(fe_engine *, const void *),
@@ -148,6 +164,7 @@ typedef struct fe_device {
     ferry_status (*stream_create)(fe_engine *engine, ferry_stream **stream);
     void (*stream_destroy)(ferry_stream *stream);
     ferry_status (*stream_sync)(ferry_stream *stream);
+    void (*stream_drain)(ferry_stream *stream); /* waits for all that is queued, and leaves errors where they are */
     int (*stream_idle)(ferry_stream *stream);
     ferry_status (*event_create)(fe_engine *engine, ferry_event **event);
     void (*event_destroy)(ferry_event *event);
@@ -155,7 +172,6 @@ typedef struct fe_device {
     ferry_status (*event_await)(ferry_stream *stream, ferry_event *event);
     ferry_status (*event_sync)(ferry_event *event);
     int (*event_done)(ferry_event *event);
-    ferry_status (*error)(fe_engine *engine); /* first error of any stream */
 } fe_device;
 
 #define FE_CALL_BYTES 96

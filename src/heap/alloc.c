@@ -60,6 +60,12 @@ ferry_status fe_heap_give(fe_heap *heap, int64_t offset) {
                    (long long)offset);
 }
 
+bool fe_heap_taken(const fe_heap *heap, int64_t offset) {
+    for (size_t i = 0; i < heap->blocks; i++)
+        if (heap->block[i].used && (int64_t)heap->block[i].offset == offset) return true;
+    return false;
+}
+
 size_t fe_heap_largest(const fe_heap *heap) {
     size_t largest = 0;
     for (size_t i = 0; i < heap->blocks; i++)

@@ -75,7 +75,8 @@ static ferry_status make_own(fe_heap *heap) {
 }
 
 /* First touch of a page costs microseconds (the host may fault it in too), so it is paid here and not in the first steps. */
-static void touch_pages(char *from, size_t bytes) {
+void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes) {
+    char *from = heap->base[heap->rank] + offset;
 #ifdef MADV_POPULATE_WRITE
     size_t lead = (size_t)((uintptr_t)from % PAGE);
     if (madvise(from - lead, bytes + lead, MADV_POPULATE_WRITE) == 0) return;
@@ -162,7 +163,7 @@ ferry_status fe_heap_create(fe_boot *boot, int rank, int ranks, size_t body_byte
     heap->blocks = heap->user_bytes ? 1 : 0;
     heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
     FE_TRY(agree(heap, boot, make_own(heap)));
-    touch_pages(heap->base[rank], heap->body_at + (touch < body_bytes ? touch : body_bytes));
+    fe_heap_touch(heap, 0, heap->body_at + (touch < body_bytes ? touch : body_bytes));
     FE_TRY(agree(heap, boot, map_all(heap, boot)));
     fe_log(FE_INFO, FE_HEAP, "rank %d: heap of %zu bytes, %zu for the user, %d near ranks", rank, heap->bytes,
            heap->user_bytes, heap->near_ranks);

@@ -70,6 +70,8 @@ typedef struct fe_heap {
 /* [collective over boot] Makes this rank's memory and maps the others'. `touch` bytes from body_at on are touched now. */
 ferry_status fe_heap_create(fe_boot *boot, int rank, int ranks, size_t body_bytes, size_t user_bytes, size_t touch,
                             fe_heap *heap);
+/* Touches this rank's pages from `offset` on. */
+void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes);
 void fe_heap_destroy(fe_heap *heap);
 size_t fe_heap_bytes(int ranks, size_t body_bytes, size_t user_bytes);
 
@@ -79,6 +81,7 @@ int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes);
 /* Deterministic first fit: the same calls give the same offsets on every rank. -1 when there is no room / no such block. */
 int64_t fe_heap_take(fe_heap *heap, size_t bytes);
 ferry_status fe_heap_give(fe_heap *heap, int64_t offset);
+bool fe_heap_taken(const fe_heap *heap, int64_t offset); /* an allocation begins there */
 size_t fe_heap_largest(const fe_heap *heap);
 
 static inline fe_control *fe_heap_control(const fe_heap *heap, int rank) {

@@ -4,7 +4,9 @@
 
 #include "watch/watch.h"
 
-static inline void *fe_near(const fe_heap *heap, int rank, uint64_t offset) { return heap->base[rank] + offset; }
+static inline void *fe_near(const fe_heap *heap, int rank, uint64_t offset) {
+    return heap->base[rank] + offset;
+}
 
 /* Announces `epoch`, with its payload, in this rank's cell at `owner`, and wakes the owner if it sleeps. Everything that this thread
  * stored before (and fenced, if by non-temporal stores) is visible to whoever acquires the epoch. */

@@ -56,3 +56,12 @@ ferry_status fe_route_count(const fe_shape *shape, const ferry_tensor *idx, cons
     }
     return FERRY_OK;
 }
+
+void fe_route_empty(const fe_shape *shape, const fe_table *table, int32_t *counts) {
+    size_t choices = (size_t)shape->tokens * (size_t)shape->topk;
+    memset(table->home, 0xff, choices * sizeof *table->home); /* -1 */
+    memset(table->slot, 0xff, choices * sizeof *table->slot);
+    memset(table->fan, 0, (size_t)shape->tokens);
+    memset(counts, 0, fe_counts_length(shape->map) * sizeof *counts);
+    counts[FE_COUNT_TOKENS] = shape->tokens;
+}

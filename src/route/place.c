@@ -141,3 +141,13 @@ void fe_route_place(const fe_shape *shape, const fe_table *table, fe_scratch *sc
         table->fan[t] = (uint8_t)kept;
     }
 }
+
+void fe_route_demand(const fe_shape *shape, const int32_t *all, int32_t *rows) {
+    int first = shape->map->rank_first[shape->rank], local = fe_map_local(shape->map, shape->rank);
+    size_t length = fe_counts_length(shape->map);
+    memset(rows, 0, (size_t)local * sizeof *rows);
+    for (int source = 0; source < shape->ranks; source++) {
+        const int32_t *home = all + (size_t)source * length + FE_COUNT_HEADER + shape->ranks + first;
+        for (int i = 0; i < local; i++) rows[i] += home[i];
+    }
+}

@@ -106,6 +106,12 @@ ferry_status fe_route_count(const fe_shape *shape, const ferry_tensor *idx, cons
 void fe_route_blocks(const fe_shape *shape, const int32_t *all, fe_scratch *scratch, fe_blocks *blocks,
                      fe_totals *totals);
 
+/* Tokens that chose each of this rank's experts, whatever the capacities: rows[local experts] from the counts of all ranks. */
+void fe_route_demand(const fe_shape *shape, const int32_t *all, int32_t *rows);
+
+/* No token chooses anything: what a route becomes when its own input turns out to be wrong after others have begun to count on it. */
+void fe_route_empty(const fe_shape *shape, const fe_table *table, int32_t *counts);
+
 /* Gives every choice its slot. */
 void fe_route_place(const fe_shape *shape, const fe_table *table, fe_scratch *scratch, fe_totals *totals);
 

@@ -55,13 +55,19 @@ void fe_watch_ring(const fe_heap *heap, int rank) {
     fe_futex_wake(&control->bell);
 }
 
+static void abort_rank(const fe_heap *heap, int rank) {
+    fe_control *control = fe_heap_control(heap, rank);
+    atomic_store(&control->aborted, 1);
+    atomic_fetch_add(&control->bell, 1);
+    fe_futex_wake(&control->bell);
+}
+
 void fe_watch_abort(const fe_heap *heap) {
-    for (int r = 0; r < heap->ranks; r++) {
-        fe_control *control = fe_heap_control(heap, r);
-        atomic_store(&control->aborted, 1);
-        atomic_fetch_add(&control->bell, 1);
-        fe_futex_wake(&control->bell);
-    }
+    for (int r = 0; r < heap->ranks; r++) abort_rank(heap, r);
+}
+
+void fe_watch_give_up(const fe_heap *heap) {
+    abort_rank(heap, heap->rank);
 }
 
 ferry_status fe_watch_aborted(const fe_heap *heap) {

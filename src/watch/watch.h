@@ -31,6 +31,8 @@ void fe_watch_ring(const fe_heap *heap, int rank);
 
 /* Marks this rank's group as aborted in every rank's memory and wakes everybody. */
 void fe_watch_abort(const fe_heap *heap);
+/* This rank alone gives up: what still waits on one of its streams ends as if the group were aborted. */
+void fe_watch_give_up(const fe_heap *heap);
 ferry_status fe_watch_aborted(const fe_heap *heap); /* FERRY_OK, or FERRY_ABORTED with a sentence */
 
 #endif

@@ -135,7 +135,8 @@ void fe_floor_run(fe_floor *f, fe_measure measure) {
     f->measure = measure;
     f->half = !f->half;
     atomic_store_explicit(&f->next, 0, memory_order_relaxed);
-    fe_pool_run(&f->pool, work, f);
+    int64_t tokens = f->lane->bench->tokens[f->lane->self->rank].tokens;
+    fe_pool_run(&f->pool, work, f, (tokens + CHUNK - 1) / CHUNK);
 }
 
 /* Every page that a floor will touch is touched here, by the rank at which the rows arrive. */

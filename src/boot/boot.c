@@ -1,0 +1,188 @@
+#include "boot/boot.h"
+#include "base/env.h"
+#include "base/log.h"
+#include "base/os.h"
+#include "boot/hub.h"
+#include "boot/net.h"
+#include "boot/place.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/random.h>
+
+#define GRACE_NS 700000000 /* the hub speaks first when a deadline passes, since it knows who is missing */
+
+struct fe_boot {
+    int rank, ranks;
+    int64_t timeout_ns;
+    int fd; /* -1: by callback */
+    uint32_t round;
+    ferry_allgather_fn allgather;
+    void *context;
+    ferry_status failed; /* of the first allgather that did not work: no later one is tried, nor waited for */
+    char why[FE_SENTENCE];
+};
+
+/* ---- the unique id: "ferry1:SECRET@ADDRESS:PORT", SECRET of 32 hex digits, padded with NUL ---- */
+
+static const char prefix[] = "ferry1:";
+
+ferry_status ferry_unique_id_create(ferry_unique_id *id) {
+    if (!id) return fe_fail(FERRY_INVALID, "id is NULL");
+    uint8_t secret[FE_WIRE_SECRET];
+    char hex[2 * FE_WIRE_SECRET + 1];
+    const char *address = fe_env_text(FE_ENV_FERRY_BOOT_ADDRESS);
+    int port = 0;
+    if (!address) address = "127.0.0.1";
+    if (strlen(address) >= FE_HOST_MAX)
+        return fe_fail(FERRY_INVALID, "FERRY_BOOT_ADDRESS has %zu characters, at most %d", strlen(address),
+                       FE_HOST_MAX - 1);
+    if (getrandom(secret, sizeof secret, 0) != (ssize_t)sizeof secret) return fe_fail_errno("drawing a secret");
+    FE_TRY(fe_hub_start(address, &port, secret));
+    for (int i = 0; i < FE_WIRE_SECRET; i++) snprintf(hex + 2 * i, 3, "%02x", secret[i]);
+    memset(id, 0, sizeof *id);
+    snprintf(id->bytes, sizeof id->bytes, "%s%s@%s:%d", prefix, hex, address, port);
+    return FERRY_OK;
+}
+
+static int hex_digit(char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+static ferry_status parse_id(const ferry_unique_id *id, fe_place *place) {
+    char text[sizeof id->bytes + 1];
+    memcpy(text, id->bytes, sizeof id->bytes);
+    text[sizeof id->bytes] = '\0';
+    const char *at = text + sizeof prefix - 1;
+    if (strncmp(text, prefix, sizeof prefix - 1) != 0) return fe_fail(FERRY_INVALID, "this is no unique id of Ferry's");
+    for (int i = 0; i < FE_WIRE_SECRET; i++, at += 2) {
+        int high = hex_digit(at[0]), low = high < 0 ? -1 : hex_digit(at[1]);
+        if (low < 0) return fe_fail(FERRY_INVALID, "the secret of this unique id is damaged");
+        place->secret[i] = (uint8_t)(high << 4 | low);
+    }
+    if (*at != '@') return fe_fail(FERRY_INVALID, "this unique id is damaged after its secret");
+    return fe_place_parse(at + 1, "the unique id", place);
+}
+
+/* ---- joining ---- */
+
+static ferry_status hub_silent(const fe_boot *b, bool late, const char *doing) {
+    if (late)
+        return fe_fail(FERRY_TIMEOUT, "rank %d: %lld ms passed while %s, and the meeting place says nothing", b->rank,
+                       (long long)(b->timeout_ns / 1000000), doing);
+    return fe_fail(FERRY_SYSTEM, "rank %d: the meeting place closed the connection while %s", b->rank, doing);
+}
+
+/* The header of the next message; an ERROR becomes our status and sentence. */
+static ferry_status expect(fe_boot *b, fe_wire_type type, uint32_t bytes, int64_t deadline, const char *doing) {
+    uint8_t raw[FE_WIRE_HEADER], payload[FE_WIRE_ERROR_MAX];
+    fe_wire_head head;
+    bool late;
+    if (!fe_net_recv(b->fd, raw, sizeof raw, deadline, &late)) return hub_silent(b, late, doing);
+    if (!fe_wire_get_head(raw, UINT32_MAX, &head))
+        return fe_fail(FERRY_REFUSED, "rank %d: whoever answers while %s is not Ferry", b->rank, doing);
+    if (head.type == type && head.bytes == bytes) return FERRY_OK;
+    if (head.type != FE_ERROR || head.bytes < 4 || head.bytes > sizeof payload)
+        return fe_fail(FERRY_REFUSED, "rank %d: an answer that makes no sense while %s", b->rank, doing);
+    if (!fe_net_recv(b->fd, payload, head.bytes, deadline, &late)) return hub_silent(b, late, doing);
+    uint32_t status = fe_wire_get_u32(payload);
+    if (status == FERRY_OK || status > FERRY_REFUSED) status = FERRY_SYSTEM;
+    return fe_fail((ferry_status)status, "%.*s", (int)(head.bytes - 4), (const char *)payload + 4);
+}
+
+static ferry_status greet(fe_boot *b, const fe_place *place, bool retry) {
+    int64_t deadline = fe_now_ns() + b->timeout_ns;
+    uint8_t message[FE_WIRE_HEADER + FE_WIRE_HELLO_BYTES];
+    fe_hello hello = {.rank = b->rank,
+                      .ranks = b->ranks,
+                      .library = ferry_version(),
+                      .timeout_ms = (int32_t)(b->timeout_ns / 1000000)};
+    bool late;
+    memcpy(hello.secret, place->secret, FE_WIRE_SECRET);
+    fe_wire_put_head(message, FE_HELLO, FE_WIRE_HELLO_BYTES);
+    fe_wire_put_hello(message + FE_WIRE_HEADER, &hello);
+    FE_TRY(fe_net_connect(place->host, place->port, retry, deadline, &b->fd));
+    if (!fe_net_send(b->fd, message, sizeof message, deadline, &late)) return hub_silent(b, late, "greeting");
+    return expect(b, FE_WELCOME, 0, deadline + GRACE_NS, "greeting");
+}
+
+static fe_boot *new_boot(int rank, int ranks, int timeout_ms) {
+    fe_boot *b = calloc(1, sizeof *b);
+    if (b) *b = (fe_boot){.rank = rank, .ranks = ranks, .timeout_ns = (int64_t)timeout_ms * 1000000, .fd = -1};
+    return b;
+}
+
+static ferry_status join(const fe_place *place, bool retry, int rank, int ranks, int timeout_ms, fe_boot **boot) {
+    fe_boot *b = new_boot(rank, ranks, timeout_ms);
+    if (!b) return fe_fail(FERRY_NOMEM, "no memory to meet %d ranks", ranks);
+    ferry_status status = greet(b, place, retry);
+    if (status != FERRY_OK) {
+        fe_boot_leave(b);
+        return status;
+    }
+    *boot = b;
+    return FERRY_OK;
+}
+
+ferry_status fe_boot_join(const ferry_unique_id *id, int rank, int ranks, int timeout_ms, fe_boot **boot) {
+    fe_place place;
+    FE_TRY(parse_id(id, &place));
+    return join(&place, false, rank, ranks, timeout_ms, boot);
+}
+
+ferry_status fe_boot_callback(ferry_allgather_fn allgather, void *context, int rank, int ranks, fe_boot **boot) {
+    fe_boot *b = new_boot(rank, ranks, 0);
+    if (!b) return fe_fail(FERRY_NOMEM, "no memory to meet %d ranks", ranks);
+    b->allgather = allgather;
+    b->context = context;
+    *boot = b;
+    return FERRY_OK;
+}
+
+ferry_status fe_boot_environment(const fe_launch *launch, int timeout_ms, fe_boot **boot) {
+    fe_place place = launch->place;
+    if (launch->rank == 0) FE_TRY(fe_hub_start(place.host, &place.port, place.secret));
+    return join(&place, true, launch->rank, launch->ranks, timeout_ms, boot);
+}
+
+/* ---- allgather ---- */
+
+static ferry_status gather_by_hub(fe_boot *b, const void *mine, void *all, size_t bytes) {
+    int64_t deadline = fe_now_ns() + b->timeout_ns;
+    uint8_t head[FE_WIRE_HEADER + 4], round[4];
+    bool late;
+    size_t answer = (size_t)b->ranks * bytes;
+    fe_wire_put_head(head, FE_GATHER, (uint32_t)(4 + bytes));
+    fe_wire_put_u32(head + FE_WIRE_HEADER, b->round);
+    if (!fe_net_send(b->fd, head, sizeof head, deadline, &late) || !fe_net_send(b->fd, mine, bytes, deadline, &late))
+        return hub_silent(b, late, "the group was made");
+    FE_TRY(expect(b, FE_ALL, (uint32_t)(4 + answer), deadline + GRACE_NS, "the group was made"));
+    if (!fe_net_recv(b->fd, round, sizeof round, deadline + GRACE_NS, &late) ||
+        !fe_net_recv(b->fd, all, answer, deadline + GRACE_NS, &late))
+        return hub_silent(b, late, "the group was made");
+    if (fe_wire_get_u32(round) != b->round)
+        return fe_fail(FERRY_MISMATCH, "rank %d is at step %u of making the group, the others at %u", b->rank, b->round,
+                       fe_wire_get_u32(round));
+    b->round++;
+    return FERRY_OK;
+}
+
+static ferry_status gather_by_caller(fe_boot *b, const void *mine, void *all, size_t bytes) {
+    int result = b->allgather(b->context, mine, all, bytes);
+    if (result == 0) return FERRY_OK;
+    return fe_fail(FERRY_SYSTEM, "rank %d: the caller's allgather of %zu bytes returned %d", b->rank, bytes, result);
+}
+
+ferry_status fe_boot_allgather(fe_boot *b, const void *mine, void *all, size_t bytes) {
+    if (b->failed != FERRY_OK) return fe_fail_again(b->failed, b->why);
+    if (bytes > FE_BOOT_MAX) return fe_fail(FERRY_INVALID, "%zu bytes to gather, at most %d", bytes, FE_BOOT_MAX);
+    b->failed = (b->allgather ? gather_by_caller : gather_by_hub)(b, mine, all, bytes);
+    if (b->failed != FERRY_OK) snprintf(b->why, sizeof b->why, "%s", ferry_last_error());
+    return b->failed;
+}
+
+void fe_boot_leave(fe_boot *b) {
+    if (b && b->fd >= 0) close(b->fd);
+    free(b);
+}

@@ -1,0 +1,216 @@
+#include "boot/meeting.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+int fe_meeting_enter(fe_meeting *m, int64_t now) {
+    for (int g = 0; g < FE_GUESTS; g++) {
+        if (m->guest[g].here) continue;
+        m->guest[g] = (fe_guest){.here = true, .rank = -1, .deadline_ns = now + (int64_t)FE_HELLO_MS * 1000000};
+        return g;
+    }
+    return -1;
+}
+
+static bool say(fe_meeting *m, int guest, fe_wire_type type, const void *payload, uint32_t bytes) {
+    uint8_t message[FE_WIRE_HEADER + FE_WIRE_ERROR_MAX];
+    fe_wire_put_head(message, type, bytes);
+    memcpy(message + FE_WIRE_HEADER, payload, bytes);
+    return m->send(m->context, guest, message, FE_WIRE_HEADER + bytes);
+}
+
+static void say_error(fe_meeting *m, int guest, ferry_status status, const char *sentence) {
+    uint8_t payload[FE_WIRE_ERROR_MAX];
+    size_t n = strnlen(sentence, FE_SENTENCE - 1);
+    fe_wire_put_u32(payload, (uint32_t)status);
+    memcpy(payload + 4, sentence, n);
+    say(m, guest, FE_ERROR, payload, (uint32_t)(4 + n));
+}
+
+static void say_error_to_waiting(fe_meeting *m, ferry_status status, const char *sentence) {
+    for (int g = 0; g < FE_GUESTS; g++) {
+        if (!m->guest[g].here || !m->guest[g].gathered) continue;
+        say_error(m, g, status, sentence);
+        m->guest[g].gathered = false;
+        m->guest[g].deadline_ns = 0;
+    }
+}
+
+/* The refusal's status, with its sentence; FERRY_OK: welcome. */
+static ferry_status judge_hello(const fe_meeting *m, const fe_hello *h, char sentence[FE_SENTENCE]) {
+    if (!fe_wire_same_secret(h->secret, m->secret)) {
+        snprintf(sentence, FE_SENTENCE, "the secret is not the one of the group that meets here");
+        return FERRY_REFUSED;
+    }
+    if (h->ranks < 1 || h->ranks > FERRY_MAX_RANKS || h->rank < 0 || h->rank >= h->ranks) {
+        snprintf(sentence, FE_SENTENCE, "rank %d of %d is no rank", h->rank, h->ranks);
+        return FERRY_INVALID;
+    }
+    if (m->ranks && h->ranks != m->ranks) {
+        snprintf(sentence, FE_SENTENCE, "ranks is %d at rank %d, %d at those who came before", h->ranks, h->rank,
+                 m->ranks);
+        return FERRY_MISMATCH;
+    }
+    if (m->ranks && h->library != m->library) {
+        snprintf(sentence, FE_SENTENCE, "library version is %d at rank %d, %d at those who came before", h->library,
+                 h->rank, m->library);
+        return FERRY_MISMATCH;
+    }
+    if (m->guest_of[h->rank]) {
+        snprintf(sentence, FE_SENTENCE, "rank %d is taken: another rank says that it is %d of %d", h->rank, h->rank,
+                 h->ranks);
+        return FERRY_MISMATCH;
+    }
+    return FERRY_OK;
+}
+
+static bool hear_hello(fe_meeting *m, int guest) {
+    fe_guest *g = &m->guest[guest];
+    fe_hello hello;
+    char sentence[FE_SENTENCE];
+    if (g->rank >= 0 || g->message.bytes != FE_WIRE_HELLO_BYTES) return false;
+    fe_wire_get_hello(g->payload, &hello);
+    ferry_status status = judge_hello(m, &hello, sentence);
+    if (status != FERRY_OK) {
+        say_error(m, guest, status, sentence);
+        return false;
+    }
+    m->ranks = hello.ranks;
+    m->library = hello.library;
+    m->guest_of[hello.rank] = guest + 1;
+    m->present++;
+    m->begun = true;
+    g->rank = hello.rank;
+    g->timeout_ns = (int64_t)(hello.timeout_ms > 0 ? hello.timeout_ms : 1) * 1000000;
+    g->deadline_ns = 0;
+    return say(m, guest, FE_WELCOME, "", 0);
+}
+
+/* A rank that sends nothing to all others: the whole answer is sent in one go, rank by rank. */
+static void answer_all(fe_meeting *m, uint32_t bytes) {
+    uint8_t head[FE_WIRE_HEADER + 4];
+    fe_wire_put_head(head, FE_ALL, 4 + (uint32_t)m->ranks * bytes);
+    fe_wire_put_u32(head + FE_WIRE_HEADER, m->round);
+    for (int to = 0; to < m->ranks; to++) {
+        int guest = m->guest_of[to] - 1;
+        bool there = m->send(m->context, guest, head, sizeof head);
+        for (int from = 0; there && bytes && from < m->ranks; from++)
+            there = m->send(m->context, guest, m->guest[m->guest_of[from] - 1].payload + 4, bytes);
+    }
+    for (int r = 0; r < m->ranks; r++) {
+        fe_guest *g = &m->guest[m->guest_of[r] - 1];
+        free(g->payload);
+        g->payload = NULL;
+        g->gathered = false;
+        g->deadline_ns = 0;
+    }
+    m->round++;
+}
+
+static bool hear_gather(fe_meeting *m, int guest, int64_t now) {
+    fe_guest *g = &m->guest[guest];
+    if (g->rank < 0 || g->message.bytes < 4 || fe_wire_get_u32(g->payload) != m->round) return false;
+    g->gathered = true;
+    g->deadline_ns = now + g->timeout_ns;
+    for (int r = 0; r < m->ranks; r++) {
+        const fe_guest *other = m->guest_of[r] ? &m->guest[m->guest_of[r] - 1] : NULL;
+        if (!other || !other->gathered) return true; /* somebody is still to come */
+        if (other->message.bytes == g->message.bytes) continue;
+        char sentence[FE_SENTENCE];
+        snprintf(sentence, sizeof sentence, "rank %d gathers %u bytes, rank %d %u", g->rank, g->message.bytes - 4, r,
+                 other->message.bytes - 4);
+        say_error_to_waiting(m, FERRY_MISMATCH, sentence);
+        return true;
+    }
+    answer_all(m, g->message.bytes - 4);
+    return true;
+}
+
+static bool hear_message(fe_meeting *m, int guest, int64_t now) {
+    fe_guest *g = &m->guest[guest];
+    bool good = g->message.type == FE_HELLO    ? hear_hello(m, guest)
+                : g->message.type == FE_GATHER ? hear_gather(m, guest, now)
+                                               : false;
+    if (!g->gathered) { /* a contribution is kept until it is answered */
+        free(g->payload);
+        g->payload = NULL;
+    }
+    g->head_have = 0;
+    return good;
+}
+
+bool fe_meeting_hear(fe_meeting *m, int guest, const uint8_t *bytes, size_t n, int64_t now) {
+    fe_guest *g = &m->guest[guest];
+    while (n > 0) {
+        if (g->gathered) return false; /* it waits for an answer and has nothing to say */
+        if (g->head_have < FE_WIRE_HEADER) {
+            g->head[g->head_have++] = *bytes++;
+            n--;
+            if (g->head_have < FE_WIRE_HEADER) continue;
+            uint32_t most = g->rank < 0 ? FE_WIRE_HELLO_BYTES : FE_WIRE_GATHER_MAX;
+            if (!fe_wire_get_head(g->head, most, &g->message)) return false;
+            g->have = 0;
+            g->payload = malloc(g->message.bytes + 1);
+            if (!g->payload) return false;
+        } else {
+            uint32_t wanted = g->message.bytes - g->have, take = n < wanted ? (uint32_t)n : wanted;
+            memcpy(g->payload + g->have, bytes, take);
+            g->have += take;
+            bytes += take;
+            n -= take;
+        }
+        if (g->have == g->message.bytes && !hear_message(m, guest, now)) return false;
+    }
+    return true;
+}
+
+void fe_meeting_leave(fe_meeting *m, int guest) {
+    fe_guest *g = &m->guest[guest];
+    if (!g->here) return;
+    int rank = g->rank;
+    free(g->payload);
+    *g = (fe_guest){.rank = -1};
+    if (rank < 0) return;
+    m->guest_of[rank] = 0;
+    m->present--;
+    char sentence[FE_SENTENCE];
+    snprintf(sentence, sizeof sentence, "rank %d went away while the group was made", rank);
+    say_error_to_waiting(m, FERRY_TIMEOUT, sentence);
+}
+
+static void name_missing(const fe_meeting *m, int64_t timeout_ns, char sentence[FE_SENTENCE]) {
+    int used = snprintf(sentence, FE_SENTENCE, "%lld ms passed while the group was made, without",
+                        (long long)(timeout_ns / 1000000));
+    for (int r = 0; r < m->ranks && used < FE_SENTENCE - 32; r++) {
+        const fe_guest *g = m->guest_of[r] ? &m->guest[m->guest_of[r] - 1] : NULL;
+        if (!g || !g->gathered) used += snprintf(sentence + used, (size_t)(FE_SENTENCE - used), " rank %d", r);
+    }
+}
+
+int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context, int guest)) {
+    int64_t next = INT64_MAX;
+    for (int i = 0; i < FE_GUESTS; i++) {
+        fe_guest *g = &m->guest[i];
+        if (!g->here || !g->deadline_ns) continue;
+        if (now < g->deadline_ns) {
+            if (g->deadline_ns < next) next = g->deadline_ns;
+        } else if (g->gathered) {
+            char sentence[FE_SENTENCE];
+            name_missing(m, g->timeout_ns, sentence);
+            say_error(m, i, FERRY_TIMEOUT, sentence);
+            g->deadline_ns = 0; /* stays gathered: a rank that still waits is not to be blamed */
+        } else {
+            close(m->context, i);
+            fe_meeting_leave(m, i);
+        }
+    }
+    return next;
+}
+
+bool fe_meeting_over(const fe_meeting *m) {
+    return m->begun && m->present == 0;
+}
+
+void fe_meeting_free(fe_meeting *m) {
+    for (int g = 0; g < FE_GUESTS; g++) free(m->guest[g].payload);
+}

@@ -1,0 +1,67 @@
+/* The CPU device's table of verbs. */
+#include "cpu/cpu.h"
+
+#include <stdlib.h>
+
+#define CREW_BENCH(ranks) (256 + (size_t)(ranks)*64) /* scatter's and reduce's jobs: a line for each rank */
+
+ferry_status fe_cpu_open_pool(const fe_engine *engine, fe_pool *pool) {
+    size_t bench = CREW_BENCH(engine->heap.ranks);
+    if (bench < engine->bench_bytes) bench = engine->bench_bytes;
+    return fe_pool_open(pool, engine->threads, engine->watch.spin, bench);
+}
+
+static ferry_status open_device(fe_engine *engine) {
+    fe_cpu *cpu = aligned_alloc(64, (size_t)fe_align(sizeof *cpu, 64));
+    if (!cpu) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the CPU device", engine->heap.rank);
+    memset(cpu, 0, sizeof *cpu);
+    ferry_status status = fe_rows_choose(&cpu->rows);
+    if (status == FERRY_OK) status = fe_cpu_open_pool(engine, &cpu->pool);
+    if (status != FERRY_OK) {
+        free(cpu);
+        return status;
+    }
+    pthread_mutex_init(&cpu->lock, NULL);
+    engine->state = cpu;
+    return FERRY_OK;
+}
+
+static void close_device(fe_engine *engine) {
+    fe_cpu *cpu = engine->state;
+    if (!cpu) return;
+    while (cpu->streams) fe_cpu_stream_destroy((ferry_stream *)cpu->streams);
+    fe_pool_close(&cpu->pool);
+    pthread_mutex_destroy(&cpu->lock);
+    free(cpu);
+    engine->state = NULL;
+}
+
+static ferry_status submit(fe_engine *engine, ferry_stream *stream, const fe_pass *pass) {
+    fe_cpu *cpu = engine->state;
+    fe_crew crew = {.engine = engine, .rows = cpu->rows, .pool = &cpu->pool};
+    return stream ? fe_cpu_stream_pass(stream, pass) : fe_cpu_pass(&crew, pass);
+}
+
+static ferry_status call(fe_engine *engine, ferry_stream *stream, ferry_status (*function)(fe_engine *, const void *),
+                         const void *argument, size_t bytes) {
+    return stream ? fe_cpu_stream_call(stream, function, argument, bytes) : function(engine, argument);
+}
+
+const fe_device fe_device_cpu = {
+    .name = "cpu",
+    .open = open_device,
+    .close = close_device,
+    .submit = submit,
+    .call = call,
+    .stream_create = fe_cpu_stream_create,
+    .stream_destroy = fe_cpu_stream_destroy,
+    .stream_sync = fe_cpu_stream_sync,
+    .stream_drain = fe_cpu_stream_drain,
+    .stream_idle = fe_cpu_stream_idle,
+    .event_create = fe_cpu_event_create,
+    .event_destroy = fe_cpu_event_destroy,
+    .event_record = fe_cpu_event_record,
+    .event_await = fe_cpu_event_await,
+    .event_sync = fe_cpu_event_sync,
+    .event_done = fe_cpu_event_done,
+};

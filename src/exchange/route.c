@@ -1,0 +1,346 @@
+/* Making a route: count, exchange, place (docs/protocol.md, "Route"). */
+#include "exchange/route.h"
+#include "base/structs.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- memory: one block for all arrays ---- */
+
+static void *take(char **at, size_t count, size_t bytes) {
+    void *here = *at;
+    *at += (size_t)fe_align((int64_t)(count * bytes), 64);
+    return here;
+}
+
+/* Lays the arrays out from `at`; with at == NULL only the sum of their sizes matters. */
+static size_t lay_out(ferry_route *r, char *at, bool weights) {
+    const fe_shape *s = &r->data.shape;
+    const size_t choices = (size_t)s->tokens * (size_t)s->topk, ranks = (size_t)s->ranks;
+    const size_t units = (size_t)fe_units(s), local = (size_t)fe_map_local(s->map, s->rank);
+    const size_t blocks = (size_t)fe_local_units(s) * ranks;
+    char *start = at;
+    fe_route_data *d = &r->data;
+    d->table.home = take(&at, choices, sizeof *d->table.home);
+    d->table.slot = take(&at, choices, sizeof *d->table.slot);
+    d->table.order = take(&at, choices, sizeof *d->table.order);
+    d->table.fan = take(&at, (size_t)s->tokens, sizeof *d->table.fan);
+    d->table.weights = weights ? take(&at, choices, sizeof *d->table.weights) : NULL;
+    d->scratch.stamp = take(&at, ranks + (size_t)s->map->homes, sizeof *d->scratch.stamp);
+    d->scratch.next = take(&at, units, sizeof *d->scratch.next);
+    d->scratch.base = take(&at, units, sizeof *d->scratch.base);
+    d->scratch.keep = take(&at, units, sizeof *d->scratch.keep);
+    d->blocks.counts = take(&at, blocks, sizeof *d->blocks.counts);
+    d->blocks.starts = take(&at, blocks, sizeof *d->blocks.starts);
+    d->counts = take(&at, fe_counts_length(s->map), sizeof *d->counts);
+    d->demand = take(&at, local, sizeof *d->demand);
+    r->expert_rows = take(&at, local, sizeof *r->expert_rows);
+    r->expert_start = take(&at, local, sizeof *r->expert_start);
+    r->source_rows = take(&at, ranks, sizeof *r->source_rows);
+    r->rank_rows = take(&at, ranks, sizeof *r->rank_rows);
+    return (size_t)(at - start);
+}
+
+static ferry_status allocate(ferry_route *r, bool weights) {
+    static char nowhere[1];
+    size_t bytes = lay_out(r, nowhere, weights) + 64;
+    r->memory = aligned_alloc(64, bytes);
+    if (!r->memory) return fe_fail(FERRY_NOMEM, "rank %d: no memory for a route", r->group->rank);
+    lay_out(r, r->memory, weights);
+    return FERRY_OK;
+}
+
+/* ---- the config ---- */
+
+static ferry_status check_number(const char *name, int64_t value, int64_t low, int64_t high) {
+    if (value >= low && value <= high) return FERRY_OK;
+    return fe_fail(FERRY_INVALID, "route config: %s is %lld, allowed are %lld to %lld", name, (long long)value,
+                   (long long)low, (long long)high);
+}
+
+static ferry_status check_topk(const ferry_group *g, const ferry_route_config *cfg, bool *weights) {
+    fe_view idx, w;
+    FE_TRY(fe_view_2d(&cfg->topk_idx, "topk_idx", &idx));
+    if (idx.dtype != FERRY_INT32 && idx.dtype != FERRY_INT64)
+        return fe_fail(FERRY_INVALID, "topk_idx has dtype %d, neither int32 nor int64", (int)idx.dtype);
+    FE_TRY(check_number("tokens (topk_idx.shape[0])", idx.rows, 0, g->config.max_tokens));
+    FE_TRY(check_number("topk (topk_idx.shape[1])", idx.columns, 1, g->config.max_topk));
+    *weights = fe_given(&cfg->topk_weights, idx.rows);
+    if (!*weights) return FERRY_OK;
+    FE_TRY(fe_view_2d(&cfg->topk_weights, "topk_weights", &w));
+    FE_TRY(fe_view_dtype(&w, "topk_weights", FERRY_FP32));
+    FE_TRY(fe_view_rows(&w, "topk_weights", idx.rows, false));
+    return fe_view_columns(&w, "topk_weights", idx.columns);
+}
+
+static ferry_status check_config(const ferry_group *g, const ferry_route_config *cfg, bool *weights) {
+    FE_CHECK_STRUCT(cfg, FERRY_MAGIC_ROUTE_CONFIG, "route config");
+    FE_TRY(check_topk(g, cfg, weights));
+    if (cfg->layout != FERRY_LAYOUT_RANK && cfg->layout != FERRY_LAYOUT_EXPERT && cfg->layout != FERRY_LAYOUT_SLOTS)
+        return fe_fail(FERRY_INVALID, "route config: layout is %d, which is none", (int)cfg->layout);
+    FE_TRY(check_number("mode", cfg->mode, FERRY_THROUGHPUT, FERRY_LATENCY));
+    FE_TRY(check_number("expert_alignment", cfg->expert_alignment, 0, 1 << 20));
+    FE_TRY(check_number("expert_capacity", cfg->expert_capacity, 0, INT32_MAX));
+    FE_TRY(check_number("rank_capacity", cfg->rank_capacity, 0, INT32_MAX));
+    return check_number("overflow", cfg->overflow, FERRY_OVERFLOW_ERROR, FERRY_OVERFLOW_DROP);
+}
+
+/* The tensor with strides spelled out, for the moves. */
+static ferry_tensor spelled_out(const ferry_tensor *t) {
+    ferry_tensor out = *t;
+    if (t->strides[0] == 0 && t->strides[1] == 0) {
+        out.strides[0] = t->shape[1];
+        out.strides[1] = 1;
+    }
+    return out;
+}
+
+/* What the receive buffer holds is a capacity like any other, where the worst case is more. */
+static ferry_status fill_shape(const ferry_group *g, const ferry_route_config *cfg, fe_shape *s) {
+    *s = (fe_shape){.map = &g->map,
+                    .rank = g->rank,
+                    .ranks = g->ranks,
+                    .tokens = (int)cfg->topk_idx.shape[0],
+                    .topk = (int)cfg->topk_idx.shape[1],
+                    .max_tokens = g->config.max_tokens,
+                    .layout = cfg->layout,
+                    .mode = cfg->mode,
+                    .alignment = cfg->expert_alignment > 1 ? cfg->expert_alignment : 1,
+                    .expert_capacity = cfg->expert_capacity,
+                    .overflow = cfg->overflow};
+    int64_t most = 0, room = g->body.rows;
+    for (int r = 0; r < g->ranks; r++) {
+        int64_t rows = fe_worst_rows(s, r);
+        if (rows > most) most = rows;
+    }
+    if (cfg->layout == FERRY_LAYOUT_SLOTS) {
+        if (most <= room) return FERRY_OK;
+        return fe_fail(
+            FERRY_INVALID,
+            "layout SLOTS needs %lld rows of receive buffer, max_recv_rows is %lld: name SLOTS in the group's "
+            "layouts",
+            (long long)most, (long long)room);
+    }
+    if (cfg->rank_capacity && cfg->rank_capacity < room) room = cfg->rank_capacity;
+    if (room < most) s->rank_capacity = room;
+    return FERRY_OK;
+}
+
+/* ---- the passes ---- */
+
+enum { WORD_KIND, WORD_TOPK, WORD_ALIGNMENT, WORD_EXPERT_CAPACITY, WORD_RANK_CAPACITY, WORD_ID, WORDS };
+_Static_assert(WORDS <= FE_CELL_WORDS, "what ranks compare of a route must fit a note");
+
+static uint64_t kind_of(const ferry_route *r) {
+    const fe_shape *s = &r->data.shape;
+    return (uint64_t)s->layout | (uint64_t)s->mode << 8 | (uint64_t)s->overflow << 16 |
+           (uint64_t)(r->data.table.weights != NULL) << 24;
+}
+
+static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
+    const fe_shape *s = &r->data.shape;
+    memset(word, 0, FE_CELL_WORDS * sizeof *word);
+    word[WORD_KIND] = kind_of(r);
+    word[WORD_TOPK] = (uint64_t)s->topk;
+    word[WORD_ALIGNMENT] = (uint64_t)s->alignment;
+    word[WORD_EXPERT_CAPACITY] = (uint64_t)s->expert_capacity;
+    word[WORD_RANK_CAPACITY] = (uint64_t)s->rank_capacity;
+    word[WORD_ID] = r->id;
+}
+
+static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
+    static const char *const kinds[] = {"layout", "mode", "overflow", "presence of topk_weights"};
+    static const char *const names[] = {NULL,          "topk", "expert_alignment", "expert_capacity", "rank_capacity",
+                                        "route number"};
+    for (int i = 0; i < 4; i++) {
+        unsigned mine = ours[WORD_KIND] >> 8 * i & 0xff, his = theirs[WORD_KIND] >> 8 * i & 0xff;
+        if (mine != his)
+            return fe_fail(FERRY_MISMATCH, "%s: %s is %u on rank %d, %u on rank %d", step, kinds[i], mine, rank, his,
+                           other);
+    }
+    for (int i = WORD_TOPK; i < WORDS; i++)
+        if (ours[i] != theirs[i])
+            return fe_fail(FERRY_MISMATCH, "%s: %s is %llu on rank %d, %llu on rank %d", step, names[i],
+                           (unsigned long long)ours[i], rank, (unsigned long long)theirs[i], other);
+    return FERRY_OK;
+}
+
+static fe_pass count_pass(ferry_route *r) {
+    fe_pass p = {.move = FE_MOVE_COUNT, .route = &r->data};
+    snprintf(p.step, sizeof p.step, "route %llu (count)", (unsigned long long)r->id);
+    return p;
+}
+
+/* Sends this rank's counts, once everybody has read those of the exchange before the last, and waits for all others'. */
+static fe_pass spread_pass(ferry_route *r, uint64_t epoch) {
+    fe_pass p = {.move = FE_MOVE_SPREAD, .route = &r->data, .half = (int)(epoch & 1), .explain = explain};
+    snprintf(p.step, sizeof p.step, "route %llu (counts)", (unsigned long long)r->id);
+    if (epoch > 2) p.await = (fe_await){.used = true, .kind = FE_COUNTED, .half = p.half, .epoch = epoch - 2};
+    p.signal = (fe_note){.used = true, .kind = FE_COUNTS, .half = p.half, .epoch = epoch};
+    fill_words(r, p.signal.word);
+    p.settle = (fe_await){.used = true, .kind = FE_COUNTS, .half = p.half, .epoch = epoch, .same = (1u << WORDS) - 1};
+    memcpy(p.settle.word, p.signal.word, sizeof p.settle.word);
+    return p;
+}
+
+static fe_pass place_pass(ferry_route *r, uint64_t epoch) {
+    fe_pass p = {.move = FE_MOVE_PLACE, .route = &r->data, .half = (int)(epoch & 1)};
+    snprintf(p.step, sizeof p.step, "route %llu (place)", (unsigned long long)r->id);
+    if (epoch) p.signal = (fe_note){.used = true, .kind = FE_COUNTED, .half = p.half, .epoch = epoch};
+    return p;
+}
+
+/* The count comes first and alone: an index that is no expert stops the route before another rank has heard of it, and the call
+ * has had no effect. Only where nobody waits for it, in LATENCY mode on a stream, everything is queued at once. */
+static ferry_status make(ferry_group *g, ferry_route *r, ferry_stream *stream) {
+    bool wait = r->data.shape.mode == FERRY_THROUGHPUT || !stream;
+    r->id = g->routes + 1;
+    fe_pass pass = count_pass(r);
+    FE_TRY(fe_route_submit(g, stream, &pass, wait));
+    g->routes++;
+    uint64_t epoch = fe_needs_exchange(&r->data.shape) ? ++g->exchanges : 0;
+    if (epoch) {
+        pass = spread_pass(r, epoch);
+        FE_TRY(fe_route_submit(g, stream, &pass, wait));
+    }
+    pass = place_pass(r, epoch);
+    return fe_route_submit(g, stream, &pass, wait);
+}
+
+/* ---- what the host knows ---- */
+
+static void sum_blocks(ferry_route *r) {
+    const fe_shape *s = &r->data.shape;
+    const fe_blocks *blocks = &r->data.blocks;
+    int local = fe_map_local(s->map, s->rank), units = fe_local_units(s);
+    bool by_rank = s->layout == FERRY_LAYOUT_RANK;
+    memset(r->source_rows, 0, (size_t)s->ranks * sizeof *r->source_rows);
+    memset(r->rank_rows, 0, (size_t)s->ranks * sizeof *r->rank_rows);
+    memcpy(r->expert_rows, r->data.demand, (size_t)local * sizeof *r->expert_rows);
+    for (int u = 0; u < units; u++) {
+        const int32_t *counts = blocks->counts + (size_t)u * (size_t)s->ranks;
+        if (!by_rank) r->expert_rows[u] = 0;
+        for (int source = 0; source < s->ranks; source++) {
+            r->source_rows[source] += counts[source];
+            if (!by_rank) r->expert_rows[u] += counts[source];
+        }
+        /* The first source's block begins where the expert's does. SLOTS counts inside the expert: slot u * R * M + 0. */
+        if (!by_rank)
+            r->expert_start[u] = s->layout == FERRY_LAYOUT_SLOTS ? (int32_t)((int64_t)u * s->ranks * s->max_tokens)
+                                                                 : blocks->starts[(size_t)u * (size_t)s->ranks];
+    }
+    for (int unit = 0; unit < fe_units(s); unit++)
+        r->rank_rows[by_rank ? unit : s->map->home_rank[unit]] += r->data.scratch.keep[unit];
+}
+
+static void fill_info(ferry_route *r) {
+    const fe_shape *s = &r->data.shape;
+    ferry_route_info *i = &r->info;
+    *i = FERRY_ROUTE_INFO_INIT;
+    i->tokens = s->tokens;
+    i->topk = s->topk;
+    i->local_experts = fe_map_local(s->map, s->rank);
+    i->ranks = s->ranks;
+    i->layout = s->layout;
+    i->mode = s->mode;
+    i->rows = fe_worst_rows(s, s->rank);
+    i->received = i->sent = i->dropped = -1;
+    if (s->mode == FERRY_LATENCY) return;
+    const fe_totals *t = &r->data.totals;
+    sum_blocks(r);
+    i->rows = t->rows;
+    i->received = t->received;
+    i->sent = t->sent;
+    i->dropped = t->dropped;
+    i->expert_rows = r->expert_rows;
+    i->source_rows = r->source_rows;
+    i->rank_rows = r->rank_rows;
+    if (s->layout == FERRY_LAYOUT_RANK)
+        i->source_start = r->data.blocks.starts;
+    else
+        i->expert_start = r->expert_start;
+}
+
+/* ---- the calls ---- */
+
+ferry_status ferry_route_create(ferry_group *g, const ferry_route_config *cfg, ferry_route **route,
+                                ferry_stream *stream) {
+    bool weights;
+    FE_TRY(fe_group_check(g, "ferry_route_create"));
+    FE_TRY(fe_group_own(g, stream, "ferry_route_create"));
+    FE_TRY(check_config(g, cfg, &weights));
+    if (!route) return fe_fail(FERRY_INVALID, "ferry_route_create: route is NULL");
+    FE_TRY(fe_group_ready(g, "ferry_route_create"));
+    ferry_route *r = calloc(1, sizeof *r);
+    if (!r) return fe_fail(FERRY_NOMEM, "rank %d: no memory for a route", g->rank);
+    r->group = g;
+    r->next = g->made;
+    g->made = r;
+    ferry_status status = fill_shape(g, cfg, &r->data.shape);
+    if (status == FERRY_OK) status = allocate(r, weights);
+    if (status == FERRY_OK) {
+        r->data.counts_at = g->body.counts;
+        r->data.topk_idx = spelled_out(&cfg->topk_idx);
+        r->data.topk_weights = spelled_out(&cfg->topk_weights);
+        status = make(g, r, stream);
+    }
+    if (status != FERRY_OK) {
+        ferry_route_destroy(r);
+        return status;
+    }
+    fill_info(r);
+    *route = r;
+    return FERRY_OK;
+}
+
+static void forget_route(fe_flight flights[2], const ferry_route *route) {
+    for (int half = 0; half < 2; half++)
+        if (flights[half].route == route) flights[half].route = NULL;
+}
+
+void ferry_route_destroy(ferry_route *r) {
+    if (!r) return;
+    ferry_group *g = r->group;
+    forget_route(g->dispatch, r);
+    forget_route(g->combine, r);
+    for (ferry_route **at = &g->made; *at; at = &(*at)->next) {
+        if (*at != r) continue;
+        *at = r->next;
+        break;
+    }
+    free(r->memory);
+    free(r);
+}
+
+ferry_status ferry_route_get_info(const ferry_route *route, ferry_route_info *info) {
+    if (!route) return fe_fail(FERRY_INVALID, "ferry_route_get_info: route is NULL");
+    FE_CHECK_STRUCT(info, FERRY_MAGIC_ROUTE_INFO, "route info");
+    size_t size = info->size;
+    *info = route->info;
+    info->size = size;
+    return FERRY_OK;
+}
+
+ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream, const char *call) {
+    if (!route) return fe_fail(FERRY_INVALID, "%s: route is NULL", call);
+    FE_TRY(fe_group_own(route->group, stream, call));
+    return fe_group_ready(route->group, call);
+}
+
+ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, fe_pass *pass, bool wait) {
+    const fe_device *device = g->engine.device;
+    if (!stream || !wait) return device->submit(&g->engine, stream, pass);
+    fe_outcome outcome = {.status = FERRY_OK};
+    pass->outcome = &outcome;
+    FE_TRY(device->submit(&g->engine, stream, pass));
+    device->stream_drain(stream);
+    pass->outcome = NULL;
+    return outcome.status == FERRY_OK ? FERRY_OK : fe_fail_again(outcome.status, outcome.sentence);
+}
+
+fe_flight *fe_flight_of(fe_flight flights[2], const ferry_route *route) {
+    fe_flight *oldest = NULL;
+    for (int half = 0; half < 2; half++)
+        if (flights[half].route == route && (!oldest || flights[half].epoch < oldest->epoch)) oldest = &flights[half];
+    return oldest;
+}

@@ -1,0 +1,29 @@
+/* A route, inside, and what dispatch and combine share. */
+#ifndef FERRY_EXCHANGE_ROUTE_H
+#define FERRY_EXCHANGE_ROUTE_H
+
+#include "exchange/tensor.h"
+#include "group/group.h"
+
+struct ferry_route {
+    ferry_group *group;
+    ferry_route *next; /* in the group's list */
+    fe_route_data data;
+    ferry_route_info info;
+    uint64_t
+        id; /* the group's how-manieth: the same on every rank, and told in every note, so that ranks that confuse two routes learn of it */
+    bool dispatched;
+    int32_t *expert_rows, *expert_start, *source_rows, *rank_rows;
+    void *memory; /* of all arrays */
+};
+
+/* NULL, a wrong struct, a stream of another group, a failed group: what every call looks at first. */
+ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream, const char *call);
+
+/* Puts the pass on the stream (NULL: runs it). wait: does not return before it has run, with its status. */
+ferry_status fe_route_submit(ferry_group *group, ferry_stream *stream, fe_pass *pass, bool wait);
+
+/* The oldest flight of this route; NULL: none is under way. */
+fe_flight *fe_flight_of(fe_flight flights[2], const ferry_route *route);
+
+#endif

@@ -1,0 +1,258 @@
+#include "group/group.h"
+#include "base/env.h"
+#include "base/log.h"
+#include "boot/place.h"
+#include "group/config.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#define DEFAULT_TIMEOUT_MS 30000
+#define DEFAULT_TOUCH_MB   256
+
+/* ---- making ---- */
+
+/* Beyond this a step's rows do not stay in the cache, and writing past it saves reading the lines first: half of the last
+ * level, which all ranks share, and whose other half the rows are read from. */
+static ferry_status cache_limit(int ranks, int64_t *bytes) {
+    long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (cache <= 0) cache = 8 << 20;
+    return fe_env_number(FE_ENV_FERRY_NT_BYTES, cache / (2 * ranks), 0, INT64_MAX, bytes);
+}
+
+/* The receive buffers, from their beginning: first touch costs microseconds a page, and belongs here and not in the first steps. */
+static ferry_status touch(ferry_group *g) {
+    int64_t mb;
+    FE_TRY(fe_env_number(FE_ENV_FERRY_TOUCH_MB, DEFAULT_TOUCH_MB, 0, 1 << 20, &mb));
+    size_t quarter = (size_t)mb << 18, rows = (size_t)g->body.rows * g->body.row_bytes;
+    if (quarter > rows) quarter = rows;
+    for (int half = 0; half < 2; half++) {
+        fe_heap_touch(&g->engine.heap, g->body.receive[half].rows, quarter);
+        fe_heap_touch(&g->engine.heap, g->body.back[half].rows, quarter);
+    }
+    return FERRY_OK;
+}
+
+static ferry_status find_threads(ferry_group *g, int64_t *threads) {
+    int64_t share = fe_cores() / g->engine.heap.near_ranks;
+    *threads = g->config.threads;
+    if (*threads) return FERRY_OK;
+    return fe_env_number(FE_ENV_FERRY_THREADS, share > 1 ? share : 1, 1, 1024, threads);
+}
+
+static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
+    fe_engine *e = &g->engine;
+    int64_t threads;
+    FE_TRY(fe_heap_create(boot, g->rank, g->ranks, g->body.bytes, (size_t)g->config.heap_bytes, g->body.small_bytes,
+                          &e->heap));
+    fe_body_move(&g->body, e->heap.body_at);
+    FE_TRY(fe_watch_init(&e->watch, &e->heap, g->config.timeout_ms));
+    FE_TRY(find_threads(g, &threads));
+    FE_TRY(cache_limit(e->heap.near_ranks, &g->stream_bytes));
+    FE_TRY(touch(g));
+    e->threads = (int)threads;
+    e->bench_bytes = g->body.row_bytes + g->body.scale_bytes + 64;
+    return e->device->open(e);
+}
+
+static ferry_status find_device(ferry_device device, const fe_device **table) {
+    if (device == FERRY_CPU) {
+        *table = &fe_device_cpu;
+        return FERRY_OK;
+    }
+    return fe_fail(FERRY_UNSUPPORTED, "this build has no CUDA device");
+}
+
+static ferry_status build(ferry_group *g, fe_boot *boot, const ferry_group_config *cfg) {
+    FE_TRY(fe_config_agree(cfg, boot, g->rank, g->ranks));
+    ferry_status status = open_engine(g, boot);
+    /* The last word: a rank that could not open its device tells the others now, not by its absence later. */
+    int32_t mine = status, *all = calloc((size_t)g->ranks, sizeof *all);
+    char sentence[FE_SENTENCE] = "";
+    if (status != FERRY_OK) memcpy(sentence, ferry_last_error(), strlen(ferry_last_error()) + 1);
+    if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", g->rank, g->ranks);
+    status = fe_boot_allgather(boot, &mine, all, sizeof mine);
+    for (int r = 0; status == FERRY_OK && r < g->ranks; r++)
+        if (all[r] != FERRY_OK)
+            status = r == g->rank ? fe_fail_again(mine, sentence)
+                                  : fe_fail((ferry_status)all[r], "rank %d could not finish making the group", r);
+    if (mine != FERRY_OK && status != FERRY_OK) fe_fail_again(mine, sentence);
+    free(all);
+    return mine != FERRY_OK ? (ferry_status)mine : status;
+}
+
+/* Everything that can be found wrong without the others. */
+static ferry_status prepare(const ferry_group_config *cfg, int rank, int ranks, ferry_group **group) {
+    FE_TRY(fe_config_check(cfg));
+    if (!group) return fe_fail(FERRY_INVALID, "group is NULL");
+    if (ranks < 1 || ranks > FERRY_MAX_RANKS)
+        return fe_fail(FERRY_INVALID, "ranks is %d, allowed are 1 to %d", ranks, FERRY_MAX_RANKS);
+    if (rank < 0 || rank >= ranks)
+        return fe_fail(FERRY_INVALID, "rank is %d, of %d ranks allowed are 0 to %d", rank, ranks, ranks - 1);
+    if ((int64_t)ranks * cfg->max_tokens > INT32_MAX)
+        return fe_fail(FERRY_INVALID, "%d ranks of max_tokens %d: together more than %d", ranks, cfg->max_tokens,
+                       INT32_MAX);
+    const fe_device *device;
+    FE_TRY(find_device(cfg->device, &device));
+    ferry_group *g = aligned_alloc(64, (size_t)fe_align(sizeof *g, 64));
+    if (!g) return fe_fail(FERRY_NOMEM, "rank %d: no memory for a group", rank);
+    memset(g, 0, sizeof *g);
+    g->rank = rank;
+    g->ranks = ranks;
+    g->config = *cfg;
+    g->config.expert_first = g->config.expert_rank = NULL;
+    if (g->config.dtype == FERRY_BYTES) g->config.dtype = FERRY_BF16;
+    g->engine.device = device;
+    g->engine.heap.fd = -1;
+    fe_fault_open(&g->engine.fault);
+    int64_t timeout;
+    ferry_status status = fe_env_number(FE_ENV_FERRY_TIMEOUT_MS, DEFAULT_TIMEOUT_MS, 1, 1 << 30, &timeout);
+    if (status == FERRY_OK && !cfg->timeout_ms) g->config.timeout_ms = (int)timeout;
+    if (status == FERRY_OK) status = fe_map_create(cfg->experts, ranks, cfg->expert_first, cfg->expert_rank, &g->map);
+    if (status == FERRY_OK) status = fe_body_lay_out(&g->config, &g->map, &g->body);
+    if (status != FERRY_OK) {
+        ferry_group_destroy(g);
+        return status;
+    }
+    *group = g;
+    return FERRY_OK;
+}
+
+/* Takes over g and boot, whatever comes of them. */
+static ferry_status finish(ferry_group *g, fe_boot *boot, const ferry_group_config *cfg, ferry_group **group) {
+    ferry_status status = build(g, boot, cfg);
+    fe_boot_leave(boot);
+    if (status != FERRY_OK) {
+        ferry_group_destroy(g);
+        return status;
+    }
+    fe_log(FE_INFO, FE_INIT, "rank %d of %d: group made, %d experts here, %d threads, %s device", g->rank, g->ranks,
+           fe_map_local(&g->map, g->rank), g->engine.threads, g->engine.device->name);
+    *group = g;
+    return FERRY_OK;
+}
+
+ferry_status ferry_group_create(const ferry_unique_id *id, int rank, int ranks, const ferry_group_config *cfg,
+                                ferry_group **group) {
+    ferry_group *g;
+    fe_boot *boot;
+    if (!id) return fe_fail(FERRY_INVALID, "the unique id is NULL");
+    if (!group) return fe_fail(FERRY_INVALID, "group is NULL");
+    FE_TRY(prepare(cfg, rank, ranks, &g));
+    ferry_status status = fe_boot_join(id, rank, ranks, g->config.timeout_ms, &boot);
+    if (status == FERRY_OK) return finish(g, boot, cfg, group);
+    ferry_group_destroy(g);
+    return status;
+}
+
+ferry_status ferry_group_create_with(ferry_allgather_fn allgather, void *context, int rank, int ranks,
+                                     const ferry_group_config *cfg, ferry_group **group) {
+    ferry_group *g;
+    fe_boot *boot;
+    if (!allgather) return fe_fail(FERRY_INVALID, "allgather is NULL");
+    if (!group) return fe_fail(FERRY_INVALID, "group is NULL");
+    FE_TRY(prepare(cfg, rank, ranks, &g));
+    ferry_status status = fe_boot_callback(allgather, context, rank, ranks, &boot);
+    if (status == FERRY_OK) return finish(g, boot, cfg, group);
+    ferry_group_destroy(g);
+    return status;
+}
+
+ferry_status ferry_group_create_env(const ferry_group_config *cfg, ferry_group **group) {
+    ferry_group *g;
+    fe_boot *boot;
+    fe_launch launch;
+    if (!group) return fe_fail(FERRY_INVALID, "group is NULL");
+    FE_TRY(fe_config_check(cfg));
+    FE_TRY(fe_launch_read(&launch));
+    FE_TRY(prepare(cfg, launch.rank, launch.ranks, &g));
+    ferry_status status = fe_boot_environment(&launch, g->config.timeout_ms, &boot);
+    if (status == FERRY_OK) return finish(g, boot, cfg, group);
+    ferry_group_destroy(g);
+    return status;
+}
+
+ferry_status ferry_group_bytes(const ferry_group_config *cfg, int ranks, int64_t *bytes) {
+    ferry_group *g;
+    if (!bytes) return fe_fail(FERRY_INVALID, "bytes is NULL");
+    FE_TRY(prepare(cfg, 0, ranks, &g));
+    *bytes = (int64_t)fe_heap_bytes(ranks, g->body.bytes, (size_t)cfg->heap_bytes);
+    ferry_group_destroy(g);
+    return FERRY_OK;
+}
+
+/* ---- leaving ---- */
+
+void ferry_group_destroy(ferry_group *g) {
+    if (!g) return;
+    fe_engine *e = &g->engine;
+    if (e->heap.base && e->heap.base[g->rank])
+        fe_watch_give_up(&e->heap); /* what still waits on a stream waits no more */
+    if (e->state) e->device->close(e);
+    for (int half = 0; half < 2; half++) {
+        if (g->dispatch[half].done) e->device->event_destroy(g->dispatch[half].done);
+        if (g->combine[half].done) e->device->event_destroy(g->combine[half].done);
+    }
+    while (g->made) ferry_route_destroy(g->made);
+    fe_heap_destroy(&e->heap);
+    fe_map_destroy(&g->map);
+    fe_fault_close(&e->fault);
+    free(g);
+}
+
+ferry_status ferry_group_abort(ferry_group *g) {
+    FE_TRY(fe_group_check(g, "ferry_group_abort"));
+    fe_watch_abort(&g->engine.heap);
+    return FERRY_OK;
+}
+
+/* ---- asking ---- */
+
+ferry_status fe_group_check(const ferry_group *g, const char *call) {
+    return g ? FERRY_OK : fe_fail(FERRY_INVALID, "%s: group is NULL", call);
+}
+
+ferry_status fe_group_ready(ferry_group *g, const char *step) {
+    return fe_fault_check(&g->engine.fault, &g->engine.heap, step);
+}
+
+ferry_status fe_group_own(const ferry_group *g, const ferry_stream *stream, const char *call) {
+    if (!stream || stream->engine == &g->engine) return FERRY_OK;
+    return fe_fail(FERRY_INVALID, "%s: the stream is another group's", call);
+}
+
+ferry_status ferry_group_error(ferry_group *g) {
+    FE_TRY(fe_group_check(g, "ferry_group_error"));
+    FE_TRY(fe_fault_first(&g->engine.fault));
+    return fe_watch_aborted(&g->engine.heap);
+}
+
+int ferry_group_rank(const ferry_group *g) {
+    return g ? g->rank : -1;
+}
+
+int ferry_group_ranks(const ferry_group *g) {
+    return g ? g->ranks : -1;
+}
+
+int ferry_group_local_experts(const ferry_group *g, int rank, const int32_t **experts) {
+    if (!g || rank < 0 || rank >= g->ranks) return -1;
+    if (experts) *experts = g->map.home_expert + g->map.rank_first[rank];
+    return fe_map_local(&g->map, rank);
+}
+
+/* ---- two in flight ---- */
+
+ferry_status fe_flight_await(ferry_group *g, fe_flight *flight, ferry_stream *stream) {
+    const fe_device *device = g->engine.device;
+    if (!flight->done_on || flight->done_on == stream) return FERRY_OK;
+    return stream ? device->event_await(stream, flight->done) : device->event_sync(flight->done);
+}
+
+ferry_status fe_flight_mark(ferry_group *g, fe_flight *flight, ferry_stream *stream) {
+    const fe_device *device = g->engine.device;
+    flight->done_on = stream;
+    if (!stream) return FERRY_OK;
+    if (!flight->done) FE_TRY(device->event_create(&g->engine, &flight->done));
+    return device->event_record(flight->done, stream);
+}

@@ -1,0 +1,44 @@
+/* A group, inside. */
+#ifndef FERRY_GROUP_GROUP_H
+#define FERRY_GROUP_GROUP_H
+
+#include "device/device.h"
+#include "group/body.h"
+
+/* One of the two steps that may be in flight: where its second half's work is kept until it is asked for. */
+typedef struct fe_flight {
+    ferry_route *route; /* NULL: nothing is in flight here */
+    uint64_t epoch;
+    fe_pass pass;          /* of the second half */
+    const void *out;       /* what the first half was given to fill */
+    ferry_stream *done_on; /* the stream that ran the second half last, if it was on one ... */
+    ferry_event *done;     /* ... and its end, so that another stream's first half waits for it */
+} fe_flight;
+
+struct ferry_group {
+    fe_engine engine;
+    int rank, ranks;
+    ferry_group_config config; /* expert_first and expert_rank are not kept: map has them */
+    fe_map map;
+    fe_body body;
+    uint64_t meets, routes,
+        exchanges; /* steps so far of that kind; equal on all ranks. exchanges: routes that exchange counts */
+    uint64_t dispatches, combines;
+    fe_flight dispatch[2], combine[2]; /* by half */
+    ferry_route *made;                 /* list of routes */
+    int64_t stream_bytes;
+};
+
+/* FERRY_INVALID for NULL. */
+ferry_status fe_group_check(const ferry_group *group, const char *call);
+/* The step may go on: the group is not aborted and has not failed. */
+ferry_status fe_group_ready(ferry_group *group, const char *step);
+/* The stream is NULL or this group's. */
+ferry_status fe_group_own(const ferry_group *group, const ferry_stream *stream, const char *call);
+
+/* Keeps order between streams: what `flight` last did on another stream is over before `stream` (or, NULL, this thread) goes on. */
+ferry_status fe_flight_await(ferry_group *group, fe_flight *flight, ferry_stream *stream);
+/* Notes that the flight's second half has been put on the stream. */
+ferry_status fe_flight_mark(ferry_group *group, fe_flight *flight, ferry_stream *stream);
+
+#endif
