@@ -241,8 +241,9 @@ FERRY_API void ferry_group_destroy(ferry_group *group);
  * from any thread, at any time between create and destroy. */
 FERRY_API ferry_status ferry_group_abort(ferry_group *group);
 
-/* FERRY_OK, or the first error that an operation of this rank met on a stream; its sentence goes to ferry_last_error.
- * After FERRY_TIMEOUT or FERRY_ABORTED the group only accepts destroy. Any thread. */
+/* FERRY_OK, or the first error that this rank met: of operations on streams any, of calls with a NULL stream one after which ranks no
+ * longer agree on what comes next (FERRY_TIMEOUT, FERRY_ABORTED, FERRY_MISMATCH, FERRY_SYSTEM, FERRY_NOMEM in a step). After such a one
+ * the group only accepts destroy. The sentence goes to ferry_last_error. Any thread. */
 FERRY_API ferry_status ferry_group_error(ferry_group *group);
 
 FERRY_API int ferry_group_rank(const ferry_group *group);  /* this rank, 0..R-1; -1 for NULL */
@@ -267,14 +268,17 @@ FERRY_API void ferry_stream_destroy(ferry_stream *stream);
 FERRY_API ferry_status ferry_stream_sync(ferry_stream *stream);
 /* 1 when everything on the stream is done, else 0. Never waits. Any thread. */
 FERRY_API int ferry_stream_idle(ferry_stream *stream);
-/* Puts a function of the caller's at the end of a CPU stream: compute that is ordered with communication. */
+/* Puts a function of the caller's at the end of a CPU stream: compute that is ordered with communication. It is called also after an
+ * error on the stream, since it may own what it was given; ferry_group_error tells. */
 FERRY_API ferry_status ferry_stream_call(ferry_stream *stream, void (*function)(void *), void *argument);
 
 FERRY_API ferry_status ferry_event_create(ferry_group *group, ferry_event **event);
+/* Before its group is destroyed. A stream that still has to pass it keeps what it needs. NULL is allowed. */
 FERRY_API void ferry_event_destroy(ferry_event *event);
 /* The event happens when all calls now on the stream are done (NULL stream: now). Recording again replaces that. */
 FERRY_API ferry_status ferry_event_record(ferry_event *event, ferry_stream *stream);
-/* Later calls on the stream start after the event has happened. An event never recorded has happened. */
+/* Later calls on the stream start after the event has happened, which is waited for at most the group's timeout. An event never
+ * recorded has happened. */
 FERRY_API ferry_status ferry_stream_wait_event(ferry_stream *stream, ferry_event *event);
 /* Waits on the host, at most the group's timeout. */
 FERRY_API ferry_status ferry_event_sync(ferry_event *event);
@@ -326,7 +330,8 @@ typedef enum ferry_compare {
 } ferry_compare;
 
 /* Waits until this rank's own heap word `signal` compares true with value; acquires what was put before the signal. At most
- * timeout_ms (0: the group's; -1 is not accepted: no wait is unbounded), then FERRY_TIMEOUT with the value that was seen. */
+ * timeout_ms (0: the group's; -1 is not accepted: no wait is unbounded), then FERRY_TIMEOUT with the value that was seen. With a NULL
+ * stream that ends only this call; on a stream, what follows counts on the word, and the group fails as by any other timeout. */
 FERRY_API ferry_status ferry_wait_until(ferry_group *group, const uint64_t *signal, ferry_compare compare, uint64_t value,
                                         int timeout_ms, ferry_stream *stream);
 

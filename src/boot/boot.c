@@ -71,7 +71,8 @@ static ferry_status hub_silent(const fe_boot *b, bool late, const char *doing) {
     if (late)
         return fe_fail(FERRY_TIMEOUT, "rank %d: %lld ms passed while %s, and the meeting place says nothing", b->rank,
                        (long long)(b->timeout_ns / 1000000), doing);
-    return fe_fail(FERRY_SYSTEM, "rank %d: the meeting place closed the connection while %s", b->rank, doing);
+    return fe_fail(FERRY_TIMEOUT, "rank %d: the meeting place (the process that made the unique id) is gone while %s",
+                   b->rank, doing);
 }
 
 /* The header of the next message; an ERROR becomes our status and sentence. */

@@ -27,12 +27,13 @@ static void say_error(fe_meeting *m, int guest, ferry_status status, const char 
     say(m, guest, FE_ERROR, payload, (uint32_t)(4 + n));
 }
 
+/* The lowest rank comes last: it is most often the one whose process the hub lives in, and that may end once it is told. */
 static void say_error_to_waiting(fe_meeting *m, ferry_status status, const char *sentence) {
-    for (int g = 0; g < FE_GUESTS; g++) {
-        if (!m->guest[g].here || !m->guest[g].gathered) continue;
-        say_error(m, g, status, sentence);
-        m->guest[g].gathered = false;
-        m->guest[g].deadline_ns = 0;
+    for (int r = m->ranks - 1; r >= 0; r--) {
+        fe_guest *g = m->guest_of[r] ? &m->guest[m->guest_of[r] - 1] : NULL;
+        if (!g || !g->gathered || !g->deadline_ns) continue;
+        g->deadline_ns = 0; /* told; it stays gathered: a rank that came is not to be blamed */
+        say_error(m, m->guest_of[r] - 1, status, sentence);
     }
 }
 
@@ -197,8 +198,7 @@ int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context,
         } else if (g->gathered) {
             char sentence[FE_SENTENCE];
             name_missing(m, g->timeout_ns, sentence);
-            say_error(m, i, FERRY_TIMEOUT, sentence);
-            g->deadline_ns = 0; /* stays gathered: a rank that still waits is not to be blamed */
+            say_error_to_waiting(m, FERRY_TIMEOUT, sentence); /* without this rank there will be no group for any */
         } else {
             close(m->context, i);
             fe_meeting_leave(m, i);

@@ -104,13 +104,14 @@ static void pad(const delivery *j) {
     const fe_shape *shape = &j->route->shape;
     if (shape->layout != FERRY_LAYOUT_EXPERT || !(j->d->topk || j->d->zero_padding)) return;
     const fe_blocks *blocks = &j->route->blocks;
-    int64_t end = 0;
+    int64_t end = 0, rows = j->route->totals.rows;
     size_t ranks = (size_t)shape->ranks;
     for (size_t u = 0; u < (size_t)fe_local_units(shape); u++) {
-        pad_rows(j, end, blocks->starts[u * ranks]);
+        int64_t start = blocks->starts[u * ranks]; /* past a capacity there is nothing to pad */
+        pad_rows(j, end, start < rows ? start : rows);
         end = blocks->starts[u * ranks + ranks - 1] + blocks->counts[u * ranks + ranks - 1];
     }
-    pad_rows(j, end, j->route->totals.rows);
+    pad_rows(j, end, rows);
 }
 
 void fe_cpu_deliver(const fe_crew *crew, const fe_pass *pass) {

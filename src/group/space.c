@@ -7,6 +7,7 @@
 static ferry_status locate(const ferry_group *g, const char *call, const char *what, const void *pointer, size_t bytes,
                            int rank, uint64_t *offset) {
     const fe_heap *heap = &g->engine.heap;
+    *offset = 0;
     if (rank < 0 || rank >= g->ranks)
         return fe_fail(FERRY_INVALID, "%s: rank is %d, ranks are 0 to %d", call, rank, g->ranks - 1);
     int64_t at = fe_heap_offset(heap, pointer, bytes);
@@ -90,7 +91,7 @@ ferry_status ferry_get(ferry_group *g, void *destination, const void *symmetric,
 ferry_status ferry_put_signal(ferry_group *g, void *symmetric, const void *source, size_t bytes, uint64_t *signal,
                               uint64_t value, ferry_signal_op op, int rank, ferry_stream *stream) {
     static const char call[] = "ferry_put_signal";
-    uint64_t at = 0, signal_at = 0;
+    uint64_t at, signal_at;
     FE_TRY(fe_group_check(g, call));
     FE_TRY(locate(g, call, "symmetric", symmetric, bytes, rank, &at));
     FE_TRY(locate_word(g, call, signal, rank, &signal_at));

@@ -2,12 +2,18 @@
 
 #include <stdlib.h>
 
-static ferry_status check(int experts, int ranks, const int32_t *first, const int32_t *rank) {
+/* expert_first as a whole comes first: only then is it known how far expert_rank may be read. */
+static ferry_status check_first(int experts, const int32_t *first) {
     if (first[0] != 0) return fe_fail(FERRY_INVALID, "expert_first[0] is %d, not 0", first[0]);
-    for (int e = 0; e < experts; e++) {
+    for (int e = 0; e < experts; e++)
         if (first[e + 1] <= first[e])
             return fe_fail(FERRY_INVALID, "expert %d has no copy: expert_first[%d] is %d and expert_first[%d] is %d", e,
                            e, first[e], e + 1, first[e + 1]);
+    return FERRY_OK;
+}
+
+static ferry_status check_ranks(int experts, int ranks, const int32_t *first, const int32_t *rank) {
+    for (int e = 0; e < experts; e++) {
         for (int i = first[e]; i < first[e + 1]; i++) {
             if (rank[i] < 0 || rank[i] >= ranks)
                 return fe_fail(FERRY_INVALID, "expert_rank[%d] is %d (expert %d), ranks are 0..%d", i, rank[i], e,
@@ -47,8 +53,12 @@ static void number_homes(fe_map *map, const int32_t *rank) {
 
 ferry_status fe_map_create(int experts, int ranks, const int32_t *expert_first, const int32_t *expert_rank,
                            fe_map *map) {
+    *map = (fe_map){0};
+    if (expert_first) {
+        FE_TRY(check_first(experts, expert_first));
+        FE_TRY(check_ranks(experts, ranks, expert_first, expert_rank));
+    }
     *map = (fe_map){.experts = experts, .ranks = ranks, .homes = expert_first ? expert_first[experts] : experts};
-    if (expert_first) FE_TRY(check(experts, ranks, expert_first, expert_rank));
     map->copy_first = calloc((size_t)experts + 1, sizeof(int32_t));
     map->copy = calloc((size_t)map->homes, sizeof(int32_t));
     map->rank_first = calloc((size_t)ranks + 1, sizeof(int32_t));

@@ -85,8 +85,9 @@ static void lay_rank(cursor *c, int rank) {
     }
     if (rank != s->rank) return;
     bool exact = s->mode == FERRY_THROUGHPUT && s->layout != FERRY_LAYOUT_SLOTS;
-    c->totals->rows =
-        exact ? fe_align(end, s->layout == FERRY_LAYOUT_EXPERT ? s->alignment : 1) : fe_worst_rows(s, rank);
+    int64_t rows = fe_align(end, s->layout == FERRY_LAYOUT_EXPERT ? s->alignment : 1);
+    if (s->rank_capacity > 0) rows = least(rows, s->rank_capacity); /* padding counts, and is cut like rows are */
+    c->totals->rows = exact ? rows : fe_worst_rows(s, rank);
 }
 
 /* Fixed slots: nothing to learn from the others, everything this rank sends has a place. */

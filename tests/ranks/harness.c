@@ -192,7 +192,10 @@ static bool judge_end(const run *r, int first, int count, int status, char *why)
     int used = snprintf(why, RANKS_WHY, "the process %s;", end);
     for (int i = first; i < first + count; i++) {
         rank_slot *slot = &r->shared->slot[i];
-        if (atomic_load(&slot->doomed)) return true;
+        if (atomic_load(&slot->doomed)) {
+            why[0] = 0;
+            return true;
+        }
         if (atomic_load(&slot->state) == PASSED) continue;
         all_passed = false;
         if (used < RANKS_WHY - 180)

@@ -184,23 +184,20 @@ static bool compare_rank(rank_env *env) {
     } of_five[] = {{FERRY_EQ, 5, 1}, {FERRY_EQ, 6, 0}, {FERRY_NE, 6, 1}, {FERRY_NE, 5, 0},
                    {FERRY_GT, 4, 1}, {FERRY_GT, 5, 0}, {FERRY_GE, 5, 1}, {FERRY_GE, 6, 0},
                    {FERRY_LT, 6, 1}, {FERRY_LT, 5, 0}, {FERRY_LE, 5, 1}, {FERRY_LE, 4, 0}};
+    place p;
+    uint64_t *word;
+    if (!open_place(env, false, &p)) return false;
+    RANK_OK(env, ferry_heap_alloc(p.group, 8, (void **)&word));
+    *word = 5;
     for (size_t i = 0; i < sizeof of_five / sizeof *of_five; i++) {
-        place p;
-        uint64_t *word;
-        if (!open_place(env, false, &p)) return false;
-        RANK_OK(env, ferry_heap_alloc(p.group, 8, (void **)&word));
-        *word = 5;
         int64_t start = ranks_now_ms();
         ferry_status wanted = of_five[i].holds ? FERRY_OK : FERRY_TIMEOUT;
         RANK_STATUS(env, wanted, ferry_wait_until(p.group, word, of_five[i].compare, of_five[i].value, 30, NULL));
-        if (!of_five[i].holds) {
-            RANK_CHECK(env, strstr(ferry_last_error(), "5") != NULL); /* the value that was seen */
-            RANK_CHECK(env, ranks_now_ms() - start >= 25 && ranks_now_ms() - start < 1030);
-        }
-        RANK_CHECK(env, ranks_meet(env));
-        ferry_group_destroy(p.group);
+        if (of_five[i].holds) continue;
+        RANK_CHECK(env, strstr(ferry_last_error(), "5") != NULL); /* the value that was seen */
+        RANK_CHECK(env, ranks_now_ms() - start >= 25 && ranks_now_ms() - start < 1030);
     }
-    return true;
+    return close_place(env, &p); /* a wait that the caller ended early costs the group nothing */
 }
 
 typedef struct adder {

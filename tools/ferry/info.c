@@ -87,15 +87,47 @@ static void print_info(const cJSON *info) {
     }
 }
 
+/* Text in a man page: a backslash or a leading dot would be a command. */
+static void print_roff(const char *text) {
+    if (*text == '.') fputs("\\&", stdout);
+    for (; *text; text++) fputs(*text == '\\' ? "\\e" : *text == '-' ? "\\-" : (char[]){*text, 0}, stdout);
+}
+
+/* ferry-env(7), from the one table that the library reads. */
+static void print_man(void) {
+    size_t count;
+    const ferry_env_entry *table = ferry_env_table(&count);
+    printf(".Dd November 24, 2026\n.Dt FERRY-ENV 7\n.Os\n.Sh NAME\n.Nm ferry-env\n"
+           ".Nd environment variables of the library\n.Sh DESCRIPTION\n"
+           "They are read when a group is made; those of the log, at the first line of it.\n"
+           "A variable that is empty or\n.Ql auto\ncounts as not set.\n.Bl -tag -width Ds\n");
+    for (size_t i = 0; i < count; i++) {
+        printf(".It Ev %s\n", table[i].name);
+        print_roff(table[i].meaning);
+        if (*table[i].fallback) {
+            printf(".\nDefault:\n.Ql ");
+            print_roff(table[i].fallback);
+        }
+        puts(*table[i].fallback ? "" : ".");
+    }
+    printf(".El\n.Sh SEE ALSO\n.Xr ferry-info 1 ,\n.Xr ferry 7\n");
+}
+
 int ferry_cmd_info(int argc, char **argv) {
     const char *json = NULL;
+    bool man = false;
     const fe_option table[] = {
         {"json", FE_OPTION_TEXT, &json, "FILE", 0, 0, "write it as JSON to FILE, or to standard output for -", NULL},
+        {"man", FE_OPTION_FLAG, &man, NULL, 0, 0, "print ferry-env(7), the manual page of the variables", NULL},
     };
     const fe_usage usage = {"info", "Shows the version, the build, devices, the CPU, and every environment variable.",
                             NULL};
-    fe_parsed parsed = fe_options_parse(&usage, table, 1, argc, argv);
+    fe_parsed parsed = fe_options_parse(&usage, table, sizeof table / sizeof *table, argc, argv);
     if (parsed != FE_PARSED_RUN) return parsed == FE_PARSED_HELP ? FE_EXIT_OK : FE_EXIT_USAGE;
+    if (man) {
+        print_man();
+        return FE_EXIT_OK;
+    }
     cJSON *info = info_json();
     bool good = true;
     if (json)
