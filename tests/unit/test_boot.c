@@ -1,0 +1,242 @@
+/* The meeting place of a group, without sockets: who is let in, what is answered, who is named when time runs out. And the texts
+ * that say where to meet. */
+#include "boot/meeting.h"
+#include "boot/place.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+/* cmocka wants the four above first */
+#include <cmocka.h>
+
+enum { GUESTS = 16, ROOM = 4096 };
+
+typedef struct heard { /* what the hub said to one connection */
+    uint8_t bytes[ROOM];
+    size_t n;
+} heard;
+
+static fe_meeting *m;
+static heard said[GUESTS];
+static int closed[GUESTS];
+
+static bool hear(void *context, int guest, const void *bytes, size_t n) {
+    (void)context;
+    assert_true(guest < GUESTS && said[guest].n + n <= ROOM);
+    memcpy(said[guest].bytes + said[guest].n, bytes, n);
+    said[guest].n += n;
+    return true;
+}
+
+static void note_close(void *context, int guest) {
+    (void)context;
+    closed[guest]++;
+}
+
+static int open_meeting(void **state) {
+    (void)state;
+    m = calloc(1, sizeof *m);
+    if (!m) return -1;
+    memset(said, 0, sizeof said);
+    memset(closed, 0, sizeof closed);
+    memcpy(m->secret, "sixteen secrets!", FE_WIRE_SECRET);
+    m->send = hear;
+    return 0;
+}
+
+static int close_meeting(void **state) {
+    (void)state;
+    fe_meeting_free(m);
+    free(m);
+    return 0;
+}
+
+static bool hello(int guest, int rank, int ranks, int library, const char *secret) {
+    uint8_t message[FE_WIRE_HEADER + FE_WIRE_HELLO_BYTES];
+    fe_hello h = {.rank = rank, .ranks = ranks, .library = library, .timeout_ms = 100};
+    memcpy(h.secret, secret, FE_WIRE_SECRET);
+    fe_wire_put_head(message, FE_HELLO, FE_WIRE_HELLO_BYTES);
+    fe_wire_put_hello(message + FE_WIRE_HEADER, &h);
+    return fe_meeting_hear(m, guest, message, sizeof message, 0);
+}
+
+static int come(int rank, int ranks) {
+    int guest = fe_meeting_enter(m, 0);
+    assert_true(hello(guest, rank, ranks, 100, "sixteen secrets!"));
+    said[guest].n = 0;
+    return guest;
+}
+
+/* In pieces of one byte, as a network may deliver it. */
+static bool gather(int guest, const char *text, int64_t now) {
+    uint8_t message[FE_WIRE_HEADER + 4 + 64];
+    size_t n = strlen(text);
+    fe_wire_put_head(message, FE_GATHER, (uint32_t)(4 + n));
+    fe_wire_put_u32(message + FE_WIRE_HEADER, m->round);
+    memcpy(message + FE_WIRE_HEADER + 4, text, n);
+    for (size_t i = 0; i < FE_WIRE_HEADER + 4 + n; i++)
+        if (!fe_meeting_hear(m, guest, message + i, 1, now)) return false;
+    return true;
+}
+
+/* The guest was sent exactly one message of this type; its payload from `skip` on, as text. */
+static const char *only(int guest, fe_wire_type type, size_t skip) {
+    static char text[ROOM];
+    fe_wire_head head;
+    assert_true(said[guest].n >= FE_WIRE_HEADER);
+    assert_true(fe_wire_get_head(said[guest].bytes, ROOM, &head));
+    assert_int_equal(head.type, type);
+    assert_int_equal(said[guest].n, FE_WIRE_HEADER + head.bytes);
+    assert_true(head.bytes >= skip);
+    memcpy(text, said[guest].bytes + FE_WIRE_HEADER + skip, head.bytes - skip);
+    text[head.bytes - skip] = 0;
+    said[guest].n = 0;
+    return text;
+}
+
+static uint32_t error_of(int guest) {
+    return fe_wire_get_u32(said[guest].bytes + FE_WIRE_HEADER);
+}
+
+static void test_everybody_hears_all(void **state) {
+    (void)state;
+    int a = come(2, 3), b = come(0, 3), c = come(1, 3);
+    assert_true(gather(a, "two.", 0) && gather(b, "zero", 0));
+    assert_int_equal(said[a].n + said[b].n, 0);
+    assert_true(gather(c, "one.", 0));
+    assert_string_equal(only(a, FE_ALL, 4), "zeroone.two.");
+    assert_string_equal(only(b, FE_ALL, 4), "zeroone.two.");
+    assert_string_equal(only(c, FE_ALL, 4), "zeroone.two.");
+    for (int round = 0; round < 3; round++) {
+        assert_true(gather(c, "", 0) && gather(a, "", 0) && gather(b, "", 0));
+        assert_string_equal(only(b, FE_ALL, 4), "");
+        said[a].n = said[c].n = 0;
+    }
+    fe_meeting_leave(m, a);
+    fe_meeting_leave(m, b);
+    assert_false(fe_meeting_over(m));
+    fe_meeting_leave(m, c);
+    assert_true(fe_meeting_over(m));
+}
+
+static void test_strangers(void **state) {
+    (void)state;
+    int good = come(0, 2), guest = fe_meeting_enter(m, 0);
+    assert_false(hello(guest, 1, 2, 100, "sixteen secret!!"));
+    assert_int_equal(error_of(guest), FERRY_REFUSED);
+    only(guest, FE_ERROR, 4);
+    fe_meeting_leave(m, guest);
+    guest = fe_meeting_enter(m, 0);
+    assert_false(fe_meeting_hear(m, guest, (const uint8_t *)"GET / HTTP/1.1\r\n\r\n", 18, 0));
+    assert_int_equal(said[guest].n, 0);
+    fe_meeting_leave(m, guest);
+    guest = fe_meeting_enter(m, 0); /* gathers before it says who it is */
+    assert_false(gather(guest, "data", 0));
+    fe_meeting_leave(m, guest);
+    guest = fe_meeting_enter(m, 0); /* says nothing */
+    fe_meeting_tick(m, (int64_t)FE_HELLO_MS * 1000000 + 1, note_close);
+    assert_int_equal(closed[guest], 1);
+    assert_int_equal(closed[good], 0);
+    uint8_t big[FE_WIRE_HEADER];
+    fe_wire_put_head(big, FE_HELLO, FE_WIRE_HELLO_BYTES + 1);
+    guest = fe_meeting_enter(m, 0);
+    assert_false(fe_meeting_hear(m, guest, big, sizeof big, 0));
+    fe_wire_put_head(big, FE_GATHER, FE_WIRE_GATHER_MAX + 1); /* a rank is bounded too */
+    assert_false(fe_meeting_hear(m, good, big, sizeof big, 0));
+}
+
+static void refused(int rank, int ranks, int library, ferry_status status, const char *word) {
+    int guest = fe_meeting_enter(m, 0);
+    assert_false(hello(guest, rank, ranks, library, "sixteen secrets!"));
+    assert_int_equal(error_of(guest), status);
+    const char *text = only(guest, FE_ERROR, 4);
+    if (!strstr(text, word)) fail_msg("\"%s\" is not in: %s", word, text);
+    fe_meeting_leave(m, guest);
+}
+
+static void test_ranks_that_do_not_fit(void **state) {
+    (void)state;
+    come(1, 3);
+    refused(1, 3, 100, FERRY_MISMATCH, "rank 1 is taken");
+    refused(0, 4, 100, FERRY_MISMATCH, "ranks is 4 at rank 0, 3");
+    refused(0, 3, 101, FERRY_MISMATCH, "library version is 101 at rank 0, 100");
+    refused(3, 3, 100, FERRY_INVALID, "rank 3 of 3");
+    refused(-1, 3, 100, FERRY_INVALID, "rank -1");
+    refused(0, FERRY_MAX_RANKS + 1, 100, FERRY_INVALID, "1025");
+    assert_int_equal(m->present, 1);
+}
+
+static void test_sizes_that_differ(void **state) {
+    (void)state;
+    int a = come(0, 2), b = come(1, 2);
+    assert_true(gather(a, "four", 0) && gather(b, "seven..", 0));
+    assert_int_equal(error_of(a), FERRY_MISMATCH);
+    const char *text = only(a, FE_ERROR, 4);
+    assert_non_null(strstr(text, "rank 1 gathers 7 bytes, rank 0 4"));
+    only(b, FE_ERROR, 4);
+}
+
+static void test_the_missing_are_named(void **state) {
+    (void)state;
+    int a = come(0, 4), c = come(2, 4), d = come(3, 4); /* rank 3 is here, but says nothing */
+    assert_true(gather(a, "x", 0) && gather(c, "x", 50000000));
+    assert_int_equal(fe_meeting_tick(m, 1, note_close), 100000000);
+    assert_int_equal(said[a].n + said[c].n, 0);
+    fe_meeting_tick(m, 100000001,
+                    note_close); /* the first one's time is up: there will be no group, and both are told */
+    for (int i = 0; i < 2; i++) {
+        int guest = i ? c : a;
+        assert_int_equal(error_of(guest), FERRY_TIMEOUT);
+        const char *text = only(guest, FE_ERROR, 4);
+        assert_non_null(strstr(text, "without rank 1 rank 3"));
+    }
+    fe_meeting_tick(m, 200000001, note_close);
+    assert_int_equal(said[a].n + said[c].n + said[d].n, 0); /* told once */
+}
+
+static void test_a_rank_that_goes_away(void **state) {
+    (void)state;
+    int a = come(0, 2), b = come(1, 2);
+    assert_true(gather(a, "x", 0));
+    fe_meeting_leave(m, b);
+    assert_int_equal(error_of(a), FERRY_TIMEOUT);
+    assert_non_null(strstr(only(a, FE_ERROR, 4), "rank 1 went away"));
+}
+
+static void test_a_full_house(void **state) {
+    (void)state;
+    for (int i = 0; i < FE_GUESTS; i++) assert_int_equal(fe_meeting_enter(m, 0), i);
+    assert_int_equal(fe_meeting_enter(m, 0), -1);
+    fe_meeting_leave(m, 7);
+    assert_int_equal(fe_meeting_enter(m, 0), 7);
+}
+
+static void test_places(void **state) {
+    (void)state;
+    fe_place p;
+    assert_int_equal(fe_place_parse("node7:1234", "it", &p), FERRY_OK);
+    assert_string_equal(p.host, "node7");
+    assert_int_equal(p.port, 1234);
+    assert_int_equal(fe_place_parse("[::1]:65535", "it", &p), FERRY_OK);
+    assert_string_equal(p.host, "::1");
+    static const char *const bad[] = {"", ":", "a", "a:", ":5", "a:0", "a:65536", "a:1x", "a:-4", "[]:5"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        if (fe_place_parse(bad[i], "the word", &p) != FERRY_INVALID) fail_msg("was accepted: \"%s\"", bad[i]);
+        assert_non_null(strstr(ferry_last_error(), "the word"));
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_everybody_hears_all, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_strangers, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_ranks_that_do_not_fit, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_sizes_that_differ, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_the_missing_are_named, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_a_rank_that_goes_away, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_a_full_house, open_meeting, close_meeting),
+        cmocka_unit_test(test_places),
+    };
+    return cmocka_run_group_tests_name("boot", tests, NULL, NULL);
+}
