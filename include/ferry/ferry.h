@@ -402,7 +402,7 @@ typedef struct ferry_route_info {
     int64_t received;            /* rows that arrive, without padding; -1 when not known to the host */
     int64_t sent;                /* rows that this rank sends, copies to itself included; -1 when not known */
     int64_t dropped;             /* rows of this rank's tokens that were left out for capacity; -1 when not known */
-    const int32_t *expert_rows;  /* [L] rows of each local expert: tokens that chose it. RANK layout: also filled */
+    const int32_t *expert_rows;  /* [L] rows of each local expert: tokens that chose it. RANK layout: also filled, dropped ones included */
     const int32_t *expert_start; /* [L] first row of each local expert's block (EXPERT, SLOTS); NULL for RANK */
     const int32_t *source_rows;  /* [R] rows from each source rank */
     const int32_t *source_start; /* [R] RANK: first row from each source rank; NULL otherwise */

@@ -71,7 +71,8 @@ static void start(void) {
 
 bool fe_log_on(fe_level level, fe_subsystem subsystem) {
     pthread_once(&once, start);
-    return (int)level <= wanted_level && (wanted_subsystems & subsystem);
+    /* What went wrong is told whatever the subsystems asked for, as NCCL does. */
+    return (int)level <= wanted_level && (level == FE_WARN || (wanted_subsystems & subsystem));
 }
 
 void fe_log_line(fe_level level, fe_subsystem subsystem, const char *format, ...) {

@@ -2,7 +2,9 @@
 #ifndef FERRY_BASE_OS_H
 #define FERRY_BASE_OS_H
 
+#include <errno.h>
 #include <linux/futex.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -35,13 +37,12 @@ static inline void fe_pause(void) {
 #endif
 }
 
-/* Cores in this process's affinity mask, at least 1. */
-static inline int fe_cores(void) {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-    int n = CPU_COUNT(&set);
-    return n > 0 ? n : 1;
-}
+/* Cores that this process may use: its affinity mask, and its container's quota where that is less. At least 1. */
+int fe_cores(void);
+
+/* A thread of the library's: signals are the host program's business and stay out of it, and its floating-point environment is the
+ * default one, whatever the creating thread has set. 0, or an errno. */
+int fe_thread_start(pthread_t *thread, void *(*function)(void *), void *argument);
 
 static inline int64_t fe_align(int64_t value, int64_t to) {
     return (value + to - 1) / to * to;

@@ -98,10 +98,12 @@ ferry_status fe_hub_start(const char *address, int *port, const uint8_t secret[F
     h->meeting.send = send_to;
     h->meeting.context = h;
     pthread_t thread;
-    if (pthread_create(&thread, NULL, serve, h) != 0) {
+    errno = fe_thread_start(&thread, serve, h);
+    if (errno) {
+        status = fe_fail_errno("starting the thread of the meeting place");
         close(h->listener);
         free(h);
-        return fe_fail(FERRY_SYSTEM, "the thread of the meeting place could not be started");
+        return status;
     }
     pthread_detach(thread);
     fe_log(FE_INFO, FE_BOOT, "hub: listening on %s port %d", address, *port);

@@ -111,7 +111,8 @@ static void pad(const delivery *j) {
         pad_rows(j, end, start < rows ? start : rows);
         end = blocks->starts[u * ranks + ranks - 1] + blocks->counts[u * ranks + ranks - 1];
     }
-    pad_rows(j, end, rows);
+    int64_t last = fe_align(end, shape->alignment); /* in LATENCY mode `rows` is the worst case */
+    pad_rows(j, end, last < rows ? last : rows);
 }
 
 void fe_cpu_deliver(const fe_crew *crew, const fe_pass *pass) {

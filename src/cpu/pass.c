@@ -1,6 +1,8 @@
 /* A pass, act by act. */
 #include "cpu/cpu.h"
 
+#include <fenv.h>
+
 static void tell_all(const fe_heap *heap, const fe_note *note) {
     if (!note->used) return;
     /* Starting behind oneself spreads the stores of many ranks over different owners. */
@@ -50,7 +52,12 @@ static ferry_status run(const fe_crew *crew, const fe_pass *pass) {
 ferry_status fe_cpu_pass(const fe_crew *crew, const fe_pass *pass) {
     fe_fault *fault = &crew->engine->fault;
     FE_TRY(fe_fault_check(fault, &crew->engine->heap, pass->step));
+    fenv_t callers;
+    fegetenv(&callers);
+    fesetenv(
+        FE_DFL_ENV); /* a caller that flushes subnormals or rounds otherwise gets the same bits (docs/numerics.md) */
     ferry_status status = run(crew, pass);
+    fesetenv(&callers);
     if (fe_fault_fatal(status)) fe_fault_note(fault, status, true);
     return status;
 }

@@ -2,8 +2,8 @@
 
 #include <stdlib.h>
 
-#define YIELD_NS 50000 /* idle helpers give the core away after this */
-#define SLEEP_NS 10000000
+#define YIELD_NS 50000      /* idle helpers give the core away after this */
+#define SLEEP_NS 1000000000 /* no wake-up is lost: this is only for the debugger that looks at an idle thread */
 
 typedef struct fe_helper {
     fe_pool *pool;
@@ -47,9 +47,11 @@ ferry_status fe_pool_open(fe_pool *pool, int workers, int spin, size_t bench_byt
     }
     for (int i = 1; i < workers; i++, pool->workers++) {
         pool->helper[i] = (fe_helper){.pool = pool, .worker = i};
-        if (pthread_create(&pool->helper[i].thread, NULL, help, &pool->helper[i]) == 0) continue;
+        errno = fe_thread_start(&pool->helper[i].thread, help, &pool->helper[i]);
+        if (!errno) continue;
+        ferry_status status = fe_fail_errno("starting CPU worker %d of %d", i, workers);
         fe_pool_close(pool);
-        return fe_fail(FERRY_SYSTEM, "CPU worker %d of %d could not be started", i, workers);
+        return status;
     }
     return FERRY_OK;
 }
@@ -79,10 +81,13 @@ void fe_pool_run(fe_pool *pool, fe_work_fn work, void *context, int64_t parts) {
     atomic_store(&pool->busy, (uint32_t)pool->workers - 1);
     start_round(pool);
     work(context, 0, pool->workers);
-    for (int i = 0; atomic_load_explicit(&pool->busy, memory_order_acquire) != 0; i++) {
-        if (i < pool->spin)
+    int spin = pool->spin;
+    while (atomic_load_explicit(&pool->busy, memory_order_acquire) != 0) {
+        if (spin > 0) {
+            spin--;
             fe_pause();
-        else
+        } else {
             sched_yield(); /* bounded by the helpers' share of the same work */
+        }
     }
 }

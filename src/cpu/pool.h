@@ -38,6 +38,12 @@ static inline void *fe_pool_own_bench(const fe_pool *pool) {
     return fe_pool_bench(pool, pool->workers);
 }
 
+/* Tokens that a worker takes at a time: enough shares for workers of unequal speed to end together, at most `most`. */
+static inline int64_t fe_chunk_of(const fe_pool *pool, int64_t tokens, int64_t most) {
+    int64_t chunk = tokens / (4 * (int64_t)pool->workers);
+    return chunk < 1 ? 1 : chunk > most ? most : chunk;
+}
+
 /* Waits until *word != seen: pauses, yields, then sleeps. For threads of one process only. */
 void fe_pool_await_change(_Atomic uint32_t *word, uint32_t seen, int spin);
 

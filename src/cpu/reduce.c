@@ -1,11 +1,12 @@
 /* Combine, owner's side: pulls each token's rows from its experts' heaps and sums them in the contract's order. */
 #include "cpu/cpu.h"
 
-#define CHUNK 16 /* tokens a worker takes at a time */
+#define CHUNK 16 /* most tokens a worker takes at a time */
 
 typedef struct job {
     const fe_crew *crew;
     const fe_pass *pass;
+    int64_t chunk;
     _Atomic int64_t next;
     struct source { /* [ranks] where each rank offers its rows */
         const char *rows;
@@ -90,9 +91,9 @@ static void work(void *context, int worker, int workers) {
     job *j = context;
     int64_t tokens = j->pass->route->shape.tokens;
     for (;;) {
-        int64_t from = atomic_fetch_add_explicit(&j->next, CHUNK, memory_order_relaxed);
+        int64_t from = atomic_fetch_add_explicit(&j->next, j->chunk, memory_order_relaxed);
         if (from >= tokens) return;
-        sum_tokens(j, from, from + CHUNK < tokens ? from + CHUNK : tokens);
+        sum_tokens(j, from, from + j->chunk < tokens ? from + j->chunk : tokens);
     }
 }
 
@@ -106,5 +107,6 @@ void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass) {
                                        .weights = fe_near(heap, r, word[FE_OFFER_WEIGHTS]),
                                        .stride = (size_t)word[FE_OFFER_STRIDE]};
     }
-    fe_pool_run(crew->pool, work, j, (pass->route->shape.tokens + CHUNK - 1) / CHUNK);
+    j->chunk = fe_chunk_of(crew->pool, pass->route->shape.tokens, CHUNK);
+    fe_pool_run(crew->pool, work, j, (pass->route->shape.tokens + j->chunk - 1) / j->chunk);
 }

@@ -1,7 +1,7 @@
 /* Dispatch, sending side: each row is read once and written once to each of its places, straight into the receivers' heaps. */
 #include "cpu/cpu.h"
 
-#define CHUNK 16 /* tokens a worker takes at a time: small enough to even out unequal fans */
+#define CHUNK 16 /* most tokens a worker takes at a time: small enough to even out unequal fans */
 
 /* Where one receiver wants things. */
 typedef struct target {
@@ -16,6 +16,7 @@ typedef struct job {
     const fe_route_data *route;
     const fe_scatter *s;
     bool past_cache;
+    int64_t chunk;
     _Atomic int64_t next;
     target target[]; /* [ranks] */
 } job;
@@ -98,9 +99,9 @@ static void work(void *context, int worker, int workers) {
     int64_t tokens = j->route->shape.tokens;
     char *bench = fe_pool_bench(j->crew->pool, worker);
     for (;;) {
-        int64_t from = atomic_fetch_add_explicit(&j->next, CHUNK, memory_order_relaxed);
+        int64_t from = atomic_fetch_add_explicit(&j->next, j->chunk, memory_order_relaxed);
         if (from >= tokens) break;
-        int64_t to = from + CHUNK < tokens ? from + CHUNK : tokens;
+        int64_t to = from + j->chunk < tokens ? from + j->chunk : tokens;
         for (int64_t t = from; t < to; t++) send_token(j, t, bench);
     }
     if (j->past_cache) j->crew->rows->fence(); /* non-temporal stores, before the pool's join and the signal */
@@ -127,6 +128,7 @@ void fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass) {
     *j = (job){.crew = crew, .route = route, .s = &pass->scatter};
     j->past_cache = route->totals.sent * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
     for (int r = 0; r < heap->ranks; r++) j->target[r] = read_target(heap, pass->half, r);
-    fe_pool_run(crew->pool, work, j, (route->shape.tokens + CHUNK - 1) / CHUNK);
+    j->chunk = fe_chunk_of(crew->pool, route->shape.tokens, CHUNK);
+    fe_pool_run(crew->pool, work, j, (route->shape.tokens + j->chunk - 1) / j->chunk);
     if (fe_slots_fixed(&route->shape)) write_tails(heap, pass);
 }

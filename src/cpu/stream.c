@@ -110,11 +110,13 @@ ferry_status fe_cpu_stream_create(fe_engine *engine, ferry_stream **stream) {
         return status;
     }
     pthread_mutex_init(&s->lock, NULL);
-    if (pthread_create(&s->thread, NULL, serve, s) != 0) {
+    errno = fe_thread_start(&s->thread, serve, s);
+    if (errno) {
+        status = fe_fail_errno("rank %d: starting the thread of a stream", engine->heap.rank);
         fe_pool_close(&s->pool);
         pthread_mutex_destroy(&s->lock);
         free(s);
-        return fe_fail(FERRY_SYSTEM, "rank %d: the thread of a stream could not be started", engine->heap.rank);
+        return status;
     }
     list_stream(cpu, s);
     *stream = &s->base;

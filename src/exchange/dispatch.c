@@ -57,6 +57,10 @@ static ferry_status plan_scales(plan *p, const ferry_dispatch_in *in) {
             return fe_fail(FERRY_INVALID, "in.scales are given together with cast %d, which makes them", (int)s->cast);
         s->scale_bytes = s->cast == FERRY_CAST_E4M3_UE8M0 ? (blocks + 3) / 4 * 4 : blocks * 4;
         p->scale_type = s->cast == FERRY_CAST_E4M3_UE8M0 ? FERRY_UE8M0X4 : FERRY_FP32;
+        if (s->scale_bytes > most)
+            return fe_fail(FERRY_INVALID,
+                           "cast %d of %zu columns makes %zu bytes of scales, the group has room for %zu", (int)s->cast,
+                           s->columns, s->scale_bytes, most);
         return FERRY_OK;
     }
     if (!given) return FERRY_OK;

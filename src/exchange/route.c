@@ -106,7 +106,7 @@ static ferry_status fill_shape(const ferry_group *g, const ferry_route_config *c
                     .layout = cfg->layout,
                     .mode = cfg->mode,
                     .alignment = cfg->expert_alignment > 1 ? cfg->expert_alignment : 1,
-                    .expert_capacity = cfg->expert_capacity,
+                    .expert_capacity = cfg->layout == FERRY_LAYOUT_RANK ? 0 : cfg->expert_capacity,
                     .overflow = cfg->overflow};
     int64_t most = 0, room = g->body.rows;
     for (int r = 0; r < g->ranks; r++) {

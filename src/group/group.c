@@ -20,15 +20,15 @@ static ferry_status cache_limit(int ranks, int64_t *bytes) {
     return fe_env_number(FE_ENV_FERRY_NT_BYTES, cache / (2 * ranks), 0, INT64_MAX, bytes);
 }
 
-/* The receive buffers, from their beginning: first touch costs microseconds a page, and belongs here and not in the first steps. */
-static ferry_status touch(ferry_group *g) {
+/* The row buffers, from their beginning, a quarter of FERRY_TOUCH_MB each. */
+static ferry_status each_buffer(ferry_group *g, void (*touch)(const fe_heap *heap, size_t offset, size_t bytes)) {
     int64_t mb;
     FE_TRY(fe_env_number(FE_ENV_FERRY_TOUCH_MB, DEFAULT_TOUCH_MB, 0, 1 << 20, &mb));
     size_t quarter = (size_t)mb << 18, rows = (size_t)g->body.rows * g->body.row_bytes;
     if (quarter > rows) quarter = rows;
     for (int half = 0; half < 2; half++) {
-        fe_heap_touch(&g->engine.heap, g->body.receive[half].rows, quarter);
-        fe_heap_touch(&g->engine.heap, g->body.back[half].rows, quarter);
+        touch(&g->engine.heap, g->body.receive[half].rows, quarter);
+        touch(&g->engine.heap, g->body.back[half].rows, quarter);
     }
     return FERRY_OK;
 }
@@ -49,7 +49,7 @@ static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
     FE_TRY(fe_watch_init(&e->watch, &e->heap, g->config.timeout_ms));
     FE_TRY(find_threads(g, &threads));
     FE_TRY(cache_limit(e->heap.near_ranks, &g->stream_bytes));
-    FE_TRY(touch(g));
+    FE_TRY(each_buffer(g, fe_heap_touch));
     e->threads = (int)threads;
     e->bench_bytes = g->body.row_bytes + g->body.scale_bytes + 64;
     return e->device->open(e);
@@ -78,7 +78,9 @@ static ferry_status build(ferry_group *g, fe_boot *boot, const ferry_group_confi
                                   : fe_fail((ferry_status)all[r], "rank %d could not finish making the group", r);
     if (mine != FERRY_OK && status != FERRY_OK) fe_fail_again(mine, sentence);
     free(all);
-    return mine != FERRY_OK ? (ferry_status)mine : status;
+    if (mine != FERRY_OK || status != FERRY_OK) return mine != FERRY_OK ? (ferry_status)mine : status;
+    fe_heap_reach(&g->engine.heap, 0, g->engine.heap.body_at + g->body.small_bytes);
+    return each_buffer(g, fe_heap_reach);
 }
 
 /* Everything that can be found wrong without the others. */

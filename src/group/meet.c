@@ -124,6 +124,7 @@ ferry_status ferry_heap_alloc(ferry_group *g, size_t bytes, void **pointer) {
     if (!pointer) return fe_fail(FERRY_INVALID, "ferry_heap_alloc: pointer is NULL");
     fe_heap *heap = &g->engine.heap;
     meeting m = {.kind = MEET_ALLOC, .bytes = bytes};
+    FE_TRY(fe_heap_reserve(heap));
     FE_TRY(call_meeting(g, &m, NULL));
     int64_t offset = fe_heap_take(heap, bytes); /* the same on every rank, or on none */
     if (offset < 0)

@@ -6,13 +6,17 @@
 
 #define GRAIN ((size_t)256) /* alignment of an allocation: whole cache lines, and what bulk copies on a GPU want */
 
+ferry_status fe_heap_reserve(fe_heap *heap) {
+    if (heap->blocks < heap->block_room) return FERRY_OK;
+    fe_block *more = realloc(heap->block, 2 * heap->block_room * sizeof *more);
+    if (!more) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the heap's list of blocks", heap->rank);
+    heap->block = more;
+    heap->block_room *= 2;
+    return FERRY_OK;
+}
+
 static bool insert_block(fe_heap *heap, size_t at, fe_block block) {
-    if (heap->blocks == heap->block_room) {
-        fe_block *more = realloc(heap->block, 2 * heap->block_room * sizeof *more);
-        if (!more) return false;
-        heap->block = more;
-        heap->block_room *= 2;
-    }
+    if (fe_heap_reserve(heap) != FERRY_OK) return false;
     memmove(&heap->block[at + 1], &heap->block[at], (heap->blocks - at) * sizeof block);
     heap->block[at] = block;
     heap->blocks++;

@@ -54,6 +54,8 @@ static void name_machine(char *name, size_t size) {
 }
 
 static ferry_status make_own(fe_heap *heap) {
+    if (getrandom(&heap->nonce, sizeof heap->nonce, 0) != (ssize_t)sizeof heap->nonce)
+        return fe_fail_errno("rank %d: drawing the number of its heap", heap->rank);
     heap->fd = memfd_create("ferry-heap", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (heap->fd < 0) return fe_fail_errno("rank %d: memfd_create of the symmetric heap", heap->rank);
     if (fchmod(heap->fd, S_IRUSR | S_IWUSR) != 0 || ftruncate(heap->fd, (off_t)heap->bytes) != 0)
@@ -75,13 +77,33 @@ static ferry_status make_own(fe_heap *heap) {
 }
 
 /* First touch of a page costs microseconds (the host may fault it in too), so it is paid here and not in the first steps. */
-void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes) {
-    char *from = heap->base[heap->rank] + offset;
+static void populate(char *from, size_t bytes) {
 #ifdef MADV_POPULATE_WRITE
     size_t lead = (size_t)((uintptr_t)from % PAGE);
     if (madvise(from - lead, bytes + lead, MADV_POPULATE_WRITE) == 0) return;
 #endif
-    for (size_t i = 0; i < bytes; i += PAGE) ((volatile char *)from)[i] = 0;
+    for (size_t i = 0; i < bytes; i += PAGE) { /* what is there stays */
+        volatile char *at = from + i;
+        *at = *at;
+    }
+}
+
+void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes) {
+    populate(heap->base[heap->rank] + offset, bytes);
+}
+
+void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes) {
+#ifdef MADV_POPULATE_WRITE /* else the first steps do it: touching bytes that their owner may write already would lose his */
+    int32_t pid = fe_heap_control(heap, heap->rank)->pid;
+    for (int r = 0; r < heap->ranks; r++) {
+        if (fe_heap_control(heap, r)->pid == pid) continue; /* a thread's heap is mapped here once for all */
+        char *from = heap->base[r] + offset;
+        size_t lead = (size_t)((uintptr_t)from % PAGE);
+        if (madvise(from - lead, bytes + lead, MADV_POPULATE_WRITE) != 0) return;
+    }
+#else
+    (void)heap, (void)offset, (void)bytes;
+#endif
 }
 
 /* Another process's memfd, by way of /proc: the kernel lets in who could also trace that process (same user), and nothing
@@ -157,12 +179,13 @@ ferry_status fe_heap_create(fe_boot *boot, int rank, int ranks, size_t body_byte
     heap->base = calloc((size_t)ranks, sizeof *heap->base);
     heap->mapping = calloc((size_t)ranks, sizeof *heap->mapping);
     heap->block = calloc(16, sizeof *heap->block);
-    if (!heap->base || !heap->mapping || !heap->block || getrandom(&heap->nonce, sizeof heap->nonce, 0) < 0)
-        return fe_fail(FERRY_NOMEM, "rank %d: no memory for the tables of %d ranks", rank, ranks);
+    bool tables = heap->base && heap->mapping && heap->block;
     heap->block_room = 16;
     heap->blocks = heap->user_bytes ? 1 : 0;
-    heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
-    FE_TRY(agree(heap, boot, make_own(heap)));
+    if (tables) heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
+    FE_TRY(agree(heap, boot,
+                 tables ? make_own(heap)
+                        : fe_fail(FERRY_NOMEM, "rank %d: no memory for tables of %d ranks", rank, ranks)));
     fe_heap_touch(heap, 0, heap->body_at + (touch < body_bytes ? touch : body_bytes));
     FE_TRY(agree(heap, boot, map_all(heap, boot)));
     fe_log(FE_INFO, FE_HEAP, "rank %d: heap of %zu bytes, %zu for the user, %d near ranks", rank, heap->bytes,

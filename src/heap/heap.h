@@ -70,8 +70,9 @@ typedef struct fe_heap {
 /* [collective over boot] Makes this rank's memory and maps the others'. `touch` bytes from body_at on are touched now. */
 ferry_status fe_heap_create(fe_boot *boot, int rank, int ranks, size_t body_bytes, size_t user_bytes, size_t touch,
                             fe_heap *heap);
-/* Touches this rank's pages from `offset` on. */
+/* Touches this rank's pages from `offset` on; and, when all ranks have done so, enters the others' into this process's page table. */
 void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes);
+void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes);
 void fe_heap_destroy(fe_heap *heap);
 size_t fe_heap_bytes(int ranks, size_t body_bytes, size_t user_bytes);
 
@@ -80,6 +81,8 @@ int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes);
 
 /* Deterministic first fit: the same calls give the same offsets on every rank. -1 when there is no room / no such block. */
 int64_t fe_heap_take(fe_heap *heap, size_t bytes);
+/* Room for one block more in this rank's list, so that fe_heap_take cannot fail here and succeed elsewhere. */
+ferry_status fe_heap_reserve(fe_heap *heap);
 ferry_status fe_heap_give(fe_heap *heap, int64_t offset);
 bool fe_heap_taken(const fe_heap *heap, int64_t offset); /* an allocation begins there */
 size_t fe_heap_largest(const fe_heap *heap);

@@ -33,6 +33,7 @@ typedef struct cursor {
     fe_scratch *scratch;
     fe_blocks *blocks;
     fe_totals *totals;
+    int64_t asked, asked_end; /* as if the rank's capacity were none: where the unit begins, where its last row ends */
 } cursor;
 
 static int64_t count_of(const cursor *c, int source, int unit) {
@@ -47,14 +48,16 @@ static int64_t lay_unit(cursor *c, int rank, int unit, int64_t begin) {
     bool per_expert = s->layout != FERRY_LAYOUT_RANK;
     int64_t expert_room = per_expert && s->expert_capacity > 0 ? s->expert_capacity : INT64_MAX;
     int64_t rank_room = s->layout != FERRY_LAYOUT_SLOTS && s->rank_capacity > 0 ? s->rank_capacity : INT64_MAX;
-    int64_t kept_before = 0, asked = 0, end = begin;
+    int64_t kept_before = 0, asked = 0, asked_here = 0, end = begin;
     for (int source = 0; source < s->ranks; source++) {
         int64_t count = count_of(c, source, unit);
         int64_t start = fe_slots_fixed(s) ? begin + (int64_t)source * s->max_tokens : begin + kept_before;
-        int64_t by_expert = least(count, not_negative(expert_room - kept_before));
+        int64_t by_expert = least(count, not_negative(expert_room - asked_here));
         int64_t keep = least(by_expert, not_negative(rank_room - start));
         asked += count;
-        if (keep < by_expert) note_overflow(c->totals, start + count, rank_room, rank, -1);
+        int64_t asked_end = (fe_slots_fixed(s) ? start : c->asked + asked_here) + by_expert;
+        asked_here += by_expert;
+        if (by_expert > 0 && asked_end > c->asked_end) c->asked_end = asked_end;
         if (source == s->rank) {
             c->scratch->base[unit] = start;
             c->scratch->keep[unit] = (int32_t)keep;
@@ -76,13 +79,17 @@ static void lay_rank(cursor *c, int rank) {
     const fe_shape *s = c->shape;
     int first = fe_first_unit(s, rank), units = s->layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(s->map, rank);
     int64_t end = 0;
+    c->asked_end = 0;
     for (int u = 0; u < units; u++) {
         int64_t begin = 0;
+        c->asked = fe_align(c->asked_end, s->layout == FERRY_LAYOUT_EXPERT ? s->alignment : 1);
         if (s->layout == FERRY_LAYOUT_SLOTS) begin = (int64_t)u * s->ranks * s->max_tokens;
         if (s->layout == FERRY_LAYOUT_EXPERT) begin = fe_align(end, s->alignment);
         int64_t after = lay_unit(c, rank, first + u, begin);
         end = s->layout == FERRY_LAYOUT_EXPERT ? (after > begin ? after : begin) : after;
     }
+    if (s->layout != FERRY_LAYOUT_SLOTS && s->rank_capacity > 0 && c->asked_end > s->rank_capacity)
+        note_overflow(c->totals, c->asked_end, s->rank_capacity, rank, -1);
     if (rank != s->rank) return;
     bool exact = s->mode == FERRY_THROUGHPUT && s->layout != FERRY_LAYOUT_SLOTS;
     int64_t rows = fe_align(end, s->layout == FERRY_LAYOUT_EXPERT ? s->alignment : 1);
@@ -112,7 +119,7 @@ void fe_route_blocks(const fe_shape *shape, const int32_t *all, fe_scratch *scra
         lay_fixed(shape, all + (size_t)shape->rank * length, scratch, totals);
         return;
     }
-    cursor c = {shape, all, length, scratch, blocks, totals};
+    cursor c = {.shape = shape, .all = all, .length = length, .scratch = scratch, .blocks = blocks, .totals = totals};
     for (int rank = 0; rank < shape->ranks; rank++) lay_rank(&c, rank);
 }
 

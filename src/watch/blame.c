@@ -2,6 +2,7 @@
 #include "base/log.h"
 #include "watch/watch.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 typedef struct awaited {
@@ -22,7 +23,7 @@ static fate process_fate(int pid) {
     char path[32], text[512];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     FILE *file = fopen(path, "re");
-    if (!file) return DEAD;
+    if (!file) return errno == ENOENT || errno == ESRCH ? DEAD : ALIVE; /* else we may not look */
     size_t n = fread(text, 1, sizeof text - 1, file);
     fclose(file);
     text[n] = '\0';

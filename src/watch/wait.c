@@ -15,10 +15,10 @@ ferry_status fe_watch_init(fe_watch *watch, const fe_heap *heap, int timeout_ms)
 
 /* Sleepers and ringers agree by sequentially consistent order (Dekker): the sleeper announces itself, then looks; the ringer stores, then
  * looks for sleepers. One of them sees the other. */
-static void sleep_on_bell(fe_control *mine, fe_ready_fn ready, const void *what) {
+static void sleep_on_bell(fe_control *mine, fe_ready_fn ready, const void *what, int64_t ns) {
     uint32_t seen = atomic_load(&mine->bell);
     atomic_fetch_add(&mine->sleepers, 1);
-    if (!ready(what) && !atomic_load(&mine->aborted)) fe_futex_wait(&mine->bell, seen, SLEEP_NS);
+    if (!ready(what) && !atomic_load(&mine->aborted)) fe_futex_wait(&mine->bell, seen, ns < SLEEP_NS ? ns : SLEEP_NS);
     atomic_fetch_sub(&mine->sleepers, 1);
 }
 
@@ -32,7 +32,7 @@ static fe_waited wait_slowly(const fe_watch *watch, fe_ready_fn ready, const voi
         if (now < sleep_from)
             sched_yield();
         else
-            sleep_on_bell(mine, ready, what);
+            sleep_on_bell(mine, ready, what, deadline - now);
     }
 }
 

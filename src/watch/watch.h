@@ -11,7 +11,7 @@ typedef struct fe_watch {
     int spin; /* pauses before the first yield; 0 where ranks outnumber cores */
 } fe_watch;
 
-/* Reads FERRY_SPIN. threads: worker threads that all near ranks together keep busy. */
+/* Reads FERRY_SPIN. */
 ferry_status fe_watch_init(fe_watch *watch, const fe_heap *heap, int timeout_ms);
 
 /* True when the thing waited for is there. Must load with acquire. */

@@ -148,6 +148,7 @@ static _Noreturn void child(const run *r, int rank) {
     rank_start start[RANKS_MAX];
     pthread_t thread[RANKS_MAX];
     if (r->how == RANKS_PROCESSES) {
+        r->shared->slot[rank].pid = getpid(); /* the parent may not have stored it yet */
         start[0] = (rank_start){r, rank};
         rank_main(&start[0]);
         exit(0);
