@@ -52,10 +52,10 @@ static ferry_status run(const fe_crew *crew, const fe_pass *pass) {
 ferry_status fe_cpu_pass(const fe_crew *crew, const fe_pass *pass) {
     fe_fault *fault = &crew->engine->fault;
     FE_TRY(fe_fault_check(fault, &crew->engine->heap, pass->step));
+    /* A caller that flushes subnormals or rounds otherwise gets the same bits (docs/numerics.md). */
     fenv_t callers;
     fegetenv(&callers);
-    fesetenv(
-        FE_DFL_ENV); /* a caller that flushes subnormals or rounds otherwise gets the same bits (docs/numerics.md) */
+    fesetenv(FE_DFL_ENV);
     ferry_status status = run(crew, pass);
     fesetenv(&callers);
     if (fe_fault_fatal(status)) fe_fault_note(fault, status, true);

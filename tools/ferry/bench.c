@@ -16,6 +16,7 @@ static const char notes[] =
     "buffers\n"
     "    combine   out of ferry_combine_buffer, into bf16 rows of the caller's\n"
     "    round     dispatch and combine in one\n"
+    "    barrier   ferry_barrier: a flag from every rank to every rank\n"
     "  flag round trip: a word from rank 0 to rank 1 and back through shared memory, median of 50 times 100 trips.\n"
     "\n"
     "What is counted\n"

@@ -15,6 +15,7 @@ typedef enum fe_measure {
     FE_M_DISPATCH,
     FE_M_COMBINE,
     FE_M_ROUND,        /* dispatch and combine in one */
+    FE_M_BARRIER,      /* a flag from every rank to every rank, and nothing else */
     FE_M_FLOOR_MEMCPY, /* three ways to copy, the best of which is dispatch's floor */
     FE_M_FLOOR_COPY,
     FE_M_FLOOR_STREAM,

@@ -84,6 +84,7 @@ static bool step(fe_lane *lane, fe_measure m, ferry_combine_in *in, ferry_route 
     case FE_M_DISPATCH: return fe_lane_dispatch(lane, &out, topk);
     case FE_M_COMBINE: return fe_lane_combine(lane, in);
     case FE_M_ROUND: return fe_lane_dispatch(lane, &out, topk) && fe_lane_back(lane, in) && fe_lane_combine(lane, in);
+    case FE_M_BARRIER: return fe_rank_ok(lane->self, ferry_barrier(lane->group, NULL), "ferry_barrier");
     default: fe_floor_run(lane->floor, m); return true;
     }
 }

@@ -68,7 +68,11 @@ static double bytes_of(const fe_bench *b, fe_measure m) {
 static const struct {
     fe_measure measure;
     const char *name;
-} lines[] = {{FE_M_ROUTE, "route"}, {FE_M_DISPATCH, "dispatch"}, {FE_M_COMBINE, "combine"}, {FE_M_ROUND, "round"}};
+} lines[] = {{FE_M_ROUTE, "route"},
+             {FE_M_DISPATCH, "dispatch"},
+             {FE_M_COMBINE, "combine"},
+             {FE_M_ROUND, "round"},
+             {FE_M_BARRIER, "barrier"}};
 enum { LINES = sizeof lines / sizeof *lines };
 
 static const char *layout_name(const fe_bench *b) {
