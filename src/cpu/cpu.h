@@ -28,6 +28,11 @@ void fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass);
 void fe_cpu_deliver(const fe_crew *crew, const fe_pass *pass);
 void fe_cpu_gather(const fe_crew *crew, const fe_pass *pass);
 void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass);
+void fe_cpu_publish(const fe_crew *crew, const fe_pass *pass);
+void fe_cpu_collect(const fe_crew *crew, const fe_pass *pass);
+void fe_cpu_transfer(const fe_crew *crew, const fe_pass *pass);
+ferry_status fe_cpu_until(const fe_crew *crew, const fe_pass *pass);
+void fe_cpu_atomic(const fe_crew *crew, const fe_pass *pass);
 
 /* Runs one pass unless the group has failed, and breaks it when the pass fails for good. */
 ferry_status fe_cpu_pass(const fe_crew *crew, const fe_pass *pass);
@@ -41,8 +46,7 @@ ferry_status fe_cpu_stream_sync(ferry_stream *stream);
 void fe_cpu_stream_drain(ferry_stream *stream);
 int fe_cpu_stream_idle(ferry_stream *stream);
 ferry_status fe_cpu_stream_pass(ferry_stream *stream, const fe_pass *pass);
-ferry_status fe_cpu_stream_call(ferry_stream *stream, ferry_status (*function)(fe_engine *, const void *),
-                                const void *argument, size_t bytes);
+ferry_status fe_cpu_stream_call(ferry_stream *stream, void (*function)(void *), void *argument);
 ferry_status fe_cpu_event_create(fe_engine *engine, ferry_event **event);
 void fe_cpu_event_destroy(ferry_event *event);
 ferry_status fe_cpu_event_record(ferry_event *event, ferry_stream *stream);

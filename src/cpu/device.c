@@ -42,17 +42,12 @@ static ferry_status submit(fe_engine *engine, ferry_stream *stream, const fe_pas
     return stream ? fe_cpu_stream_pass(stream, pass) : fe_cpu_pass(&crew, pass);
 }
 
-static ferry_status call(fe_engine *engine, ferry_stream *stream, ferry_status (*function)(fe_engine *, const void *),
-                         const void *argument, size_t bytes) {
-    return stream ? fe_cpu_stream_call(stream, function, argument, bytes) : function(engine, argument);
-}
-
 const fe_device fe_device_cpu = {
     .name = "cpu",
     .open = open_device,
     .close = close_device,
     .submit = submit,
-    .call = call,
+    .call = fe_cpu_stream_call,
     .stream_create = fe_cpu_stream_create,
     .stream_destroy = fe_cpu_stream_destroy,
     .stream_sync = fe_cpu_stream_sync,

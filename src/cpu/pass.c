@@ -33,6 +33,11 @@ static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
     case FE_MOVE_DELIVER: fe_cpu_deliver(crew, pass); break;
     case FE_MOVE_GATHER: fe_cpu_gather(crew, pass); break;
     case FE_MOVE_REDUCE: fe_cpu_reduce(crew, pass); break;
+    case FE_MOVE_PUBLISH: fe_cpu_publish(crew, pass); break;
+    case FE_MOVE_COLLECT: fe_cpu_collect(crew, pass); break;
+    case FE_MOVE_TRANSFER: fe_cpu_transfer(crew, pass); break;
+    case FE_MOVE_UNTIL: return fe_cpu_until(crew, pass);
+    case FE_MOVE_ATOMIC: fe_cpu_atomic(crew, pass); break;
     }
     return FERRY_OK;
 }
@@ -58,6 +63,6 @@ ferry_status fe_cpu_pass(const fe_crew *crew, const fe_pass *pass) {
     fesetenv(FE_DFL_ENV);
     ferry_status status = run(crew, pass);
     fesetenv(&callers);
-    if (fe_fault_fatal(status)) fe_fault_note(fault, status, true);
+    if (fe_fault_fatal(status) && !pass->lenient) fe_fault_note(fault, status, true);
     return status;
 }

@@ -48,7 +48,7 @@ static void run(fe_cpu_stream *s, fe_command *c) {
     ferry_status status = FERRY_OK;
     switch (c->kind) {
     case FE_RUN_PASS: status = run_pass(s, &c->pass); break;
-    case FE_RUN_CALL: status = c->call.function(s->crew.engine, c->call.argument); break;
+    case FE_RUN_CALL: c->call.function(c->call.argument); break;
     case FE_RUN_AWAIT:
         status = fe_cpu_event_wait(c->mark.event, c->mark.number, "a stream");
         fe_cpu_event_release(c->mark.event);
@@ -170,12 +170,12 @@ ferry_status fe_cpu_stream_pass(ferry_stream *stream, const fe_pass *pass) {
     return FERRY_OK;
 }
 
-ferry_status fe_cpu_stream_call(ferry_stream *stream, fe_call_fn function, const void *argument, size_t bytes) {
+ferry_status fe_cpu_stream_call(ferry_stream *stream, void (*function)(void *), void *argument) {
     fe_command *command = malloc(sizeof *command);
     if (!command) return fe_fail(FERRY_NOMEM, "no memory to queue a call");
     command->kind = FE_RUN_CALL;
     command->call.function = function;
-    memcpy(command->call.argument, argument, bytes);
+    command->call.argument = argument;
     fe_cpu_enqueue(own(stream), command);
     return FERRY_OK;
 }

@@ -4,8 +4,6 @@
 
 #include "cpu/cpu.h"
 
-typedef ferry_status (*fe_call_fn)(fe_engine *engine, const void *argument);
-
 typedef struct fe_cpu_event {
     ferry_event base;
     _Atomic int holders;       /* the caller, and commands that mention it: the last one frees */
@@ -19,8 +17,8 @@ typedef struct fe_command {
     union {
         fe_pass pass;
         struct {
-            fe_call_fn function;
-            _Alignas(16) char argument[FE_CALL_BYTES];
+            void (*function)(void *);
+            void *argument;
         } call;
         struct {
             fe_cpu_event *event;

@@ -104,15 +104,56 @@ typedef struct fe_reduce { /* combine, owner's side */
     float *weights_out; /* [tokens][topk] or NULL */
 } fe_reduce;
 
+typedef struct fe_publish { /* meetings: into this rank's scratch of the pass's half */
+    const void *from;
+    size_t bytes;
+} fe_publish;
+
+typedef struct
+    fe_collect { /* meetings: out of the scratch of rank `root`, or (-1) of all, `apart` bytes from rank to rank */
+    char *to;
+    size_t bytes, apart;
+    int root;
+} fe_collect;
+
+typedef struct
+    fe_transfer { /* put, get: both addresses are this process's. Then, with owner >= 0, a signal in its space */
+    void *to;
+    const void *from;
+    size_t bytes;
+    int owner;
+    ferry_signal_op op;
+    uint64_t signal_at, value;
+} fe_transfer;
+
+typedef struct fe_until { /* wait until a word of this rank's space compares true */
+    uint64_t at;
+    ferry_compare compare;
+    uint64_t value;
+    int64_t timeout_ns;
+} fe_until;
+
+typedef struct fe_atomic { /* on a word of owner's space */
+    int owner;
+    uint64_t at, add, expected, desired;
+    bool swap;     /* compare and swap; else add */
+    uint64_t *old; /* host memory */
+} fe_atomic;
+
 typedef enum fe_move {
     FE_MOVE_NOTHING,
-    FE_MOVE_COUNT,   /* route: top-k to counts */
-    FE_MOVE_SPREAD,  /* route: counts to every rank */
-    FE_MOVE_PLACE,   /* route: counts of all to slots */
-    FE_MOVE_SCATTER, /* dispatch: rows to their slots */
-    FE_MOVE_DELIVER, /* dispatch: what arrived, to where it is wanted */
-    FE_MOVE_GATHER,  /* combine: rows into the heap */
-    FE_MOVE_REDUCE   /* combine: pull and sum */
+    FE_MOVE_COUNT,    /* route: top-k to counts */
+    FE_MOVE_SPREAD,   /* route: counts to every rank */
+    FE_MOVE_PLACE,    /* route: counts of all to slots */
+    FE_MOVE_SCATTER,  /* dispatch: rows to their slots */
+    FE_MOVE_DELIVER,  /* dispatch: what arrived, to where it is wanted */
+    FE_MOVE_GATHER,   /* combine: rows into the heap */
+    FE_MOVE_REDUCE,   /* combine: pull and sum */
+    FE_MOVE_PUBLISH,  /* all-gather, broadcast: into scratch */
+    FE_MOVE_COLLECT,  /* and out of it */
+    FE_MOVE_TRANSFER, /* put, get, signal */
+    FE_MOVE_UNTIL,    /* wait for a word */
+    FE_MOVE_ATOMIC
 } fe_move;
 
 /* Where the caller of a pass wants its error, instead of in the stream's. */
@@ -123,6 +164,7 @@ typedef struct fe_outcome {
 
 typedef struct fe_pass {
     char step[40];       /* for sentences: "dispatch 17 (send)" */
+    bool lenient;        /* an error of this pass leaves the group as it is */
     fe_outcome *outcome; /* with a stream: written when the pass has run; may be NULL */
     int half;
     fe_note announce;
@@ -134,6 +176,11 @@ typedef struct fe_pass {
         fe_deliver deliver;
         fe_gather gather;
         fe_reduce reduce;
+        fe_publish publish;
+        fe_collect collect;
+        fe_transfer transfer;
+        fe_until until;
+        fe_atomic atomic;
     };
     fe_note signal;
     fe_await settle;
@@ -153,14 +200,14 @@ typedef struct fe_engine {
 
 typedef struct fe_device {
     const char *name;
+    const fe_memory *memory; /* NULL: ranks' spaces are in host memory */
     ferry_status (*open)(fe_engine *engine);
     void (*close)(fe_engine *engine);
     /* stream NULL: run now, in this thread, and return its status. Otherwise the pass is copied and runs in the stream's order; an
      * error becomes the pass's outcome, or the stream's and the group's. */
     ferry_status (*submit)(fe_engine *engine, ferry_stream *stream, const fe_pass *pass);
-    /* The same for a host function; `argument` is copied (at most FE_CALL_BYTES). */
-    ferry_status (*call)(fe_engine *engine, ferry_stream *stream, ferry_status (*function)(fe_engine *, const void *),
-                         const void *argument, size_t bytes);
+    /* A function of the user's at the end of a stream. */
+    ferry_status (*call)(ferry_stream *stream, void (*function)(void *), void *argument);
     ferry_status (*stream_create)(fe_engine *engine, ferry_stream **stream);
     void (*stream_destroy)(ferry_stream *stream);
     ferry_status (*stream_sync)(ferry_stream *stream);
@@ -173,8 +220,6 @@ typedef struct fe_device {
     ferry_status (*event_sync)(ferry_event *event);
     int (*event_done)(ferry_event *event);
 } fe_device;
-
-#define FE_CALL_BYTES 96
 
 /* Public handles begin with their engine: that is how a call without a group finds its device. */
 struct ferry_stream {

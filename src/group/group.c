@@ -43,12 +43,15 @@ static ferry_status find_threads(ferry_group *g, int64_t *threads) {
 static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
     fe_engine *e = &g->engine;
     int64_t threads;
-    FE_TRY(fe_heap_create(boot, g->rank, g->ranks, g->body.bytes, (size_t)g->config.heap_bytes, g->body.small_bytes,
-                          &e->heap));
+    e->heap.rank = g->rank;
+    e->heap.ranks = g->ranks;
+    e->heap.memory = e->device->memory;
+    FE_TRY(fe_heap_create(boot, g->body.bytes, (size_t)g->config.heap_bytes, &e->heap));
     fe_body_move(&g->body, e->heap.body_at);
     FE_TRY(fe_watch_init(&e->watch, &e->heap, g->config.timeout_ms));
     FE_TRY(find_threads(g, &threads));
     FE_TRY(cache_limit(e->heap.near_ranks, &g->stream_bytes));
+    fe_heap_touch(&e->heap, 0, e->heap.body_at + g->body.small_bytes);
     FE_TRY(each_buffer(g, fe_heap_touch));
     e->threads = (int)threads;
     e->bench_bytes = g->body.row_bytes + g->body.scale_bytes + 64;

@@ -8,91 +8,75 @@ typedef enum meet_kind { MEET_BARRIER, MEET_GATHER, MEET_BROADCAST, MEET_ALLOC, 
 
 static const char *const names[] = {"barrier", "allgather", "broadcast", "heap_alloc", "heap_free"};
 
-typedef struct meeting { /* what a stream keeps of the call: at most FE_CALL_BYTES */
+typedef struct meeting {
     meet_kind kind;
     int root;
-    uint64_t epoch; /* of the first round */
-    const void *mine;
-    void *all;
+    const char *mine;
+    char *all;
     size_t bytes;
 } meeting;
-_Static_assert(sizeof(meeting) <= FE_CALL_BYTES, "a meeting must fit a stream's call");
 
-enum { WORD_KIND, WORD_BYTES, WORD_ROOT };
+enum { WORD_KIND, WORD_BYTES, WORD_ROOT, WORDS };
 
-static ferry_status tell_difference(const fe_heap *heap, const meeting *m, int other, const uint64_t *theirs) {
-    const char *name = theirs[WORD_KIND] < sizeof names / sizeof *names ? names[theirs[WORD_KIND]] : "nothing known";
-    if (theirs[WORD_KIND] != m->kind)
-        return fe_fail(FERRY_MISMATCH, "rank %d is in %s, rank %d in %s", heap->rank, names[m->kind], other, name);
-    if (theirs[WORD_ROOT] != (uint64_t)m->root)
-        return fe_fail(FERRY_MISMATCH, "%s: root is %d on rank %d, %llu on rank %d", name, m->root, heap->rank,
-                       (unsigned long long)theirs[WORD_ROOT], other);
-    return fe_fail(FERRY_MISMATCH, "%s of %zu bytes on rank %d, of %llu on rank %d", name, m->bytes, heap->rank,
-                   (unsigned long long)theirs[WORD_BYTES], other);
+static const char *name_of(uint64_t kind) {
+    return kind < sizeof names / sizeof *names ? names[kind] : "nothing known";
 }
 
-/* One round. When it is over, every rank has come to it, with the same call. */
-static ferry_status meet(const fe_engine *engine, const meeting *m, uint64_t epoch) {
-    const fe_heap *heap = &engine->heap;
-    uint64_t words[FE_CELL_WORDS] = {[WORD_KIND] = m->kind, [WORD_BYTES] = m->bytes, [WORD_ROOT] = (uint64_t)m->root};
-    char step[40];
-    int half = (int)(epoch & 1);
-    snprintf(step, sizeof step, "%s %llu", names[m->kind], (unsigned long long)epoch);
-    for (int i = 1; i <= heap->ranks; i++)
-        fe_link_signal(heap, (heap->rank + i) % heap->ranks, FE_MEET, half, words, epoch);
-    FE_TRY(fe_watch_cells(&engine->watch, FE_MEET, half, epoch, step));
-    for (int r = 0; r < heap->ranks; r++) {
-        const uint64_t *theirs = fe_link_words(heap, FE_MEET, half, r);
-        if (memcmp(theirs, words, sizeof words) != 0) return tell_difference(heap, m, r, theirs);
+static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
+    if (theirs[WORD_KIND] != ours[WORD_KIND])
+        return fe_fail(FERRY_MISMATCH, "rank %d is in %s, rank %d in %s", rank, step, other,
+                       name_of(theirs[WORD_KIND]));
+    if (theirs[WORD_ROOT] != ours[WORD_ROOT])
+        return fe_fail(FERRY_MISMATCH, "%s: root is %llu on rank %d, %llu on rank %d", step,
+                       (unsigned long long)ours[WORD_ROOT], rank, (unsigned long long)theirs[WORD_ROOT], other);
+    return fe_fail(FERRY_MISMATCH, "%s: %llu bytes on rank %d, %llu on rank %d", step,
+                   (unsigned long long)ours[WORD_BYTES], rank, (unsigned long long)theirs[WORD_BYTES], other);
+}
+
+/* One round. When it is over, every rank has come to it, with the same call. Sizes that differ in an allocation cost nobody a
+ * step, and the group goes on; in anything else ranks would disagree on how many rounds there are. */
+static fe_pass round_pass(const meeting *m, uint64_t epoch) {
+    fe_pass p = {.half = (int)(epoch & 1), .explain = explain};
+    snprintf(p.step, sizeof p.step, "%s %llu", names[m->kind], (unsigned long long)epoch);
+    p.lenient = m->kind == MEET_ALLOC || m->kind == MEET_FREE;
+    p.signal = (fe_note){.used = true, .kind = FE_MEET, .half = p.half, .epoch = epoch};
+    p.signal.word[WORD_KIND] = m->kind;
+    p.signal.word[WORD_BYTES] = m->bytes;
+    p.signal.word[WORD_ROOT] = (uint64_t)m->root;
+    p.settle = (fe_await){.used = true, .kind = FE_MEET, .half = p.half, .epoch = epoch, .same = (1u << WORDS) - 1};
+    memcpy(p.settle.word, p.signal.word, sizeof p.settle.word);
+    return p;
+}
+
+/* Bytes [at, at + n) of the call. A rank writes its own scratch of this half, meets, and reads the others'. Nobody writes this half
+ * again before all have read it: its next round comes after the round between, which a reader enters only when it is done. */
+static ferry_status carry(ferry_group *g, const meeting *m, size_t at, size_t n, ferry_stream *stream) {
+    const fe_device *device = g->engine.device;
+    fe_pass p = round_pass(m, ++g->meets);
+    if (m->kind == MEET_GATHER || g->rank == m->root) {
+        p.move = FE_MOVE_PUBLISH;
+        p.publish = (fe_publish){.from = m->mine + at, .bytes = n};
     }
-    return FERRY_OK;
+    FE_TRY(device->submit(&g->engine, stream, &p));
+    if (m->kind == MEET_BROADCAST && g->rank == m->root) return FERRY_OK;
+    fe_pass out = {.half = p.half, .move = FE_MOVE_COLLECT};
+    memcpy(out.step, p.step, sizeof out.step);
+    out.collect =
+        (fe_collect){.to = m->all + at, .bytes = n, .apart = m->bytes, .root = m->kind == MEET_GATHER ? -1 : m->root};
+    return device->submit(&g->engine, stream, &out);
 }
 
-static char *scratch_of(const fe_heap *heap, int rank, uint64_t epoch) {
-    return fe_near(heap, rank, heap->scratch_at + (epoch & 1) * FE_SCRATCH);
-}
-
-/* Rounds that a call takes: a round carries FE_SCRATCH bytes of each rank. */
-static uint64_t rounds_of(const meeting *m) {
-    bool carries = m->kind == MEET_GATHER || m->kind == MEET_BROADCAST;
-    return carries && m->bytes ? (m->bytes + FE_SCRATCH - 1) / FE_SCRATCH : 1;
-}
-
-/* A rank writes its own scratch of this half, meets, and reads the others'. Nobody writes this half again before all have read
- * it: its next round comes after the round between, which a reader enters only when it is done. */
-static ferry_status carry(const fe_engine *engine, const meeting *m) {
-    const fe_heap *heap = &engine->heap;
-    uint64_t rounds = rounds_of(m);
-    for (uint64_t i = 0; i < rounds; i++) {
-        size_t at = (size_t)i * FE_SCRATCH, n = m->bytes - at < FE_SCRATCH ? m->bytes - at : FE_SCRATCH;
-        if (m->kind == MEET_GATHER || heap->rank == m->root)
-            memcpy(scratch_of(heap, heap->rank, m->epoch + i), (const char *)m->mine + at, n);
-        FE_TRY(meet(engine, m, m->epoch + i));
-        for (int r = 0; m->kind == MEET_GATHER && r < heap->ranks; r++)
-            memcpy((char *)m->all + (size_t)r * m->bytes + at, scratch_of(heap, r, m->epoch + i), n);
-        if (m->kind == MEET_BROADCAST && heap->rank != m->root)
-            memcpy((char *)m->all + at, scratch_of(heap, m->root, m->epoch + i), n);
-    }
-    return FERRY_OK;
-}
-
-static ferry_status run_meeting(fe_engine *engine, const void *argument) {
-    const meeting *m = argument;
+static ferry_status call_meeting(ferry_group *g, const meeting *m, ferry_stream *stream) {
     bool carries = m->bytes && (m->kind == MEET_GATHER || m->kind == MEET_BROADCAST);
-    FE_TRY(fe_fault_check(&engine->fault, &engine->heap, names[m->kind]));
-    ferry_status status = carries ? carry(engine, m) : meet(engine, m, m->epoch);
-    /* Sizes that differ in an allocation cost nobody a step: the group goes on. */
-    bool harmless = status == FERRY_MISMATCH && (m->kind == MEET_ALLOC || m->kind == MEET_FREE);
-    if (fe_fault_fatal(status) && !harmless) fe_fault_note(&engine->fault, status, true);
-    return status;
-}
-
-static ferry_status call_meeting(ferry_group *g, meeting *m, ferry_stream *stream) {
     FE_TRY(fe_group_own(g, stream, names[m->kind]));
     FE_TRY(fe_group_ready(g, names[m->kind]));
-    m->epoch = g->meets + 1;
-    g->meets += rounds_of(m);
-    return g->engine.device->call(&g->engine, stream, run_meeting, m, sizeof *m);
+    if (!carries) {
+        fe_pass p = round_pass(m, ++g->meets);
+        return g->engine.device->submit(&g->engine, stream, &p);
+    }
+    for (size_t at = 0; at < m->bytes; at += FE_SCRATCH)
+        FE_TRY(carry(g, m, at, m->bytes - at < FE_SCRATCH ? m->bytes - at : FE_SCRATCH, stream));
+    return FERRY_OK;
 }
 
 ferry_status ferry_barrier(ferry_group *g, ferry_stream *stream) {

@@ -40,24 +40,10 @@ int ferry_stream_idle(ferry_stream *stream) {
     return stream ? device_of(stream->engine)->stream_idle(stream) : 1;
 }
 
-typedef struct user_call {
-    void (*function)(void *);
-    void *argument;
-} user_call;
-
-/* Runs also after an error on the stream: the function may have to free what it was given. */
-static ferry_status run_user_call(fe_engine *engine, const void *argument) {
-    const user_call *call = argument;
-    (void)engine;
-    call->function(call->argument);
-    return FERRY_OK;
-}
-
 ferry_status ferry_stream_call(ferry_stream *stream, void (*function)(void *), void *argument) {
     FE_TRY(refuse_null(stream, "ferry_stream_call", "stream"));
     if (!function) return fe_fail(FERRY_INVALID, "ferry_stream_call: function is NULL");
-    user_call call = {function, argument};
-    return device_of(stream->engine)->call(stream->engine, stream, run_user_call, &call, sizeof call);
+    return device_of(stream->engine)->call(stream, function, argument);
 }
 
 ferry_status ferry_event_create(ferry_group *g, ferry_event **event) {

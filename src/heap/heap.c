@@ -17,6 +17,7 @@ typedef struct introduction {
     char machine[64]; /* kernel boot id, process-id namespace: who has the same can open /proc/PID/fd/FD */
     uint64_t bytes, nonce;
     int32_t pid, fd;
+    fe_card card;
 } introduction;
 
 static size_t page_up(size_t bytes) {
@@ -24,13 +25,13 @@ static size_t page_up(size_t bytes) {
 }
 
 static void lay_out(fe_heap *heap, size_t body_bytes, size_t user_bytes) {
-    size_t cells = (size_t)FE_KINDS * 2 * (size_t)heap->ranks * sizeof(fe_cell);
-    heap->cells_at = page_up(sizeof(fe_control));
-    heap->scratch_at = page_up(heap->cells_at + cells);
+    size_t control = page_up(sizeof(fe_control));
+    heap->scratch_at = page_up((size_t)FE_KINDS * 2 * (size_t)heap->ranks * sizeof(fe_cell));
     heap->body_at = heap->scratch_at + 2 * FE_SCRATCH;
     heap->user_at = page_up(heap->body_at + body_bytes);
     heap->user_bytes = page_up(user_bytes);
-    heap->bytes = heap->user_at + heap->user_bytes;
+    heap->space_bytes = heap->user_at + heap->user_bytes;
+    heap->bytes = heap->memory ? control : control + heap->space_bytes;
 }
 
 size_t fe_heap_bytes(int ranks, size_t body_bytes, size_t user_bytes) {
@@ -67,6 +68,7 @@ static ferry_status make_own(fe_heap *heap) {
     if (!mapping) return fe_fail_errno("rank %d: mapping %zu bytes", heap->rank, heap->bytes);
     heap->mapping[heap->rank] = mapping;
     heap->base[heap->rank] = mapping->base;
+    if (!heap->memory) heap->space[heap->rank] = mapping->base + page_up(sizeof(fe_control));
     fe_control *control = fe_heap_control(heap, heap->rank);
     control->nonce = heap->nonce;
     control->rank = heap->rank;
@@ -89,15 +91,16 @@ static void populate(char *from, size_t bytes) {
 }
 
 void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes) {
-    populate(heap->base[heap->rank] + offset, bytes);
+    if (!heap->memory) populate(heap->space[heap->rank] + offset, bytes);
 }
 
 void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes) {
 #ifdef MADV_POPULATE_WRITE /* else the first steps do it: touching bytes that their owner may write already would lose his */
     int32_t pid = fe_heap_control(heap, heap->rank)->pid;
     for (int r = 0; r < heap->ranks; r++) {
-        if (fe_heap_control(heap, r)->pid == pid) continue; /* a thread's heap is mapped here once for all */
-        char *from = heap->base[r] + offset;
+        if (heap->memory || fe_heap_control(heap, r)->pid == pid)
+            continue; /* a thread's heap is mapped here once for all */
+        char *from = heap->space[r] + offset;
         size_t lead = (size_t)((uintptr_t)from % PAGE);
         if (madvise(from - lead, bytes + lead, MADV_POPULATE_WRITE) != 0) return;
     }
@@ -136,15 +139,17 @@ static ferry_status map_peer(fe_heap *heap, int peer, const introduction *theirs
     if (!mapping) FE_TRY(map_process(heap, peer, theirs, &mapping));
     heap->mapping[peer] = mapping;
     heap->base[peer] = mapping->base;
+    if (!heap->memory) heap->space[peer] = mapping->base + page_up(sizeof(fe_control));
     const fe_control *control = fe_heap_control(heap, peer);
     if (control->magic != MAGIC || control->nonce != theirs->nonce || control->rank != peer)
         return fe_fail(FERRY_SYSTEM, "rank %d: what process %d shares is not the heap of rank %d", heap->rank,
                        theirs->pid, peer);
-    return FERRY_OK;
+    return heap->memory ? heap->memory->map(heap, peer, theirs->pid, &theirs->card) : FERRY_OK;
 }
 
-static ferry_status map_all(fe_heap *heap, fe_boot *boot) {
-    introduction mine = {.bytes = heap->bytes, .nonce = heap->nonce, .pid = (int32_t)getpid(), .fd = heap->fd};
+static ferry_status map_all(fe_heap *heap, fe_boot *boot, const fe_card *card) {
+    introduction mine = {
+        .bytes = heap->bytes, .nonce = heap->nonce, .pid = (int32_t)getpid(), .fd = heap->fd, .card = *card};
     name_machine(mine.machine, sizeof mine.machine);
     introduction *all = calloc((size_t)heap->ranks, sizeof *all);
     if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", heap->rank, heap->ranks);
@@ -172,38 +177,44 @@ static ferry_status agree(const fe_heap *heap, fe_boot *boot, ferry_status mine)
     return status;
 }
 
-ferry_status fe_heap_create(fe_boot *boot, int rank, int ranks, size_t body_bytes, size_t user_bytes, size_t touch,
-                            fe_heap *heap) {
-    *heap = (fe_heap){.rank = rank, .ranks = ranks, .fd = -1};
-    lay_out(heap, body_bytes, user_bytes);
-    heap->base = calloc((size_t)ranks, sizeof *heap->base);
-    heap->mapping = calloc((size_t)ranks, sizeof *heap->mapping);
-    heap->block = calloc(16, sizeof *heap->block);
-    bool tables = heap->base && heap->mapping && heap->block;
+/* This rank's own part: tables, the memfd, the space. */
+static ferry_status make_all(fe_heap *heap, fe_card *card) {
+    heap->base = calloc((size_t)heap->ranks, sizeof *heap->base);
+    heap->space = calloc((size_t)heap->ranks, sizeof *heap->space);
+    heap->mapping = calloc((size_t)heap->ranks, sizeof *heap->mapping);
     heap->block_room = 16;
+    heap->block = calloc(heap->block_room, sizeof *heap->block);
+    if (!heap->base || !heap->space || !heap->mapping || !heap->block)
+        return fe_fail(FERRY_NOMEM, "rank %d: no memory for the tables of %d ranks", heap->rank, heap->ranks);
     heap->blocks = heap->user_bytes ? 1 : 0;
-    if (tables) heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
-    FE_TRY(agree(heap, boot,
-                 tables ? make_own(heap)
-                        : fe_fail(FERRY_NOMEM, "rank %d: no memory for tables of %d ranks", rank, ranks)));
-    fe_heap_touch(heap, 0, heap->body_at + (touch < body_bytes ? touch : body_bytes));
-    FE_TRY(agree(heap, boot, map_all(heap, boot)));
-    fe_log(FE_INFO, FE_HEAP, "rank %d: heap of %zu bytes, %zu for the user, %d near ranks", rank, heap->bytes,
-           heap->user_bytes, heap->near_ranks);
+    heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
+    FE_TRY(make_own(heap));
+    return heap->memory ? heap->memory->make(heap, card) : FERRY_OK;
+}
+
+ferry_status fe_heap_create(fe_boot *boot, size_t body_bytes, size_t user_bytes, fe_heap *heap) {
+    fe_card card = {{0}};
+    lay_out(heap, body_bytes, user_bytes);
+    FE_TRY(agree(heap, boot, make_all(heap, &card)));
+    FE_TRY(agree(heap, boot, map_all(heap, boot, &card)));
+    fe_log(FE_INFO, FE_HEAP, "rank %d: space of %zu bytes, %zu for the user, %d near ranks", heap->rank,
+           heap->space_bytes, heap->user_bytes, heap->near_ranks);
     return FERRY_OK;
 }
 
 void fe_heap_destroy(fe_heap *heap) {
+    if (heap->memory && heap->space) heap->memory->drop(heap);
     for (int r = 0; heap->mapping && r < heap->ranks; r++) fe_mapping_drop(heap->mapping[r]);
     if (heap->fd >= 0) close(heap->fd);
     free(heap->base);
+    free(heap->space);
     free(heap->mapping);
     free(heap->block);
     *heap = (fe_heap){.fd = -1};
 }
 
 int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes) {
-    uintptr_t base = (uintptr_t)heap->base[heap->rank], at = (uintptr_t)pointer;
-    if (at < base || at - base > heap->bytes || bytes > heap->bytes - (at - base)) return -1;
+    uintptr_t base = (uintptr_t)heap->space[heap->rank], at = (uintptr_t)pointer;
+    if (at < base || at - base > heap->space_bytes || bytes > heap->space_bytes - (at - base)) return -1;
     return (int64_t)(at - base);
 }

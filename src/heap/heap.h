@@ -1,12 +1,14 @@
-/* The symmetric heap: one memfd a rank, mapped by every near rank, the same offset meaning the same thing in each.
+/* The symmetric heap. Each rank has two pieces of memory that every near rank maps:
  *
- *   0          control block: identity, bell, state (watch/ and link/ use it)
- *   cells_at   FE_KINDS x 2 x ranks cells of 64 bytes: cell [kind][half][source] is written by rank `source` alone
- *   scratch_at 2 x FE_SCRATCH bytes for barrier, all-gather and broadcast
- *   body_at    what the layer above asked for (exchange/: counts, receive and combine buffers)
- *   user_at    ferry_heap_alloc's
+ *   base    host memory, a memfd: the control block (identity, bell, state)
+ *   space   what steps work on, where an offset means the same thing on every rank
+ *             0           FE_KINDS x 2 x ranks cells of 64 bytes: cell [kind][half][source] is written by rank `source` alone
+ *             scratch_at  2 x FE_SCRATCH bytes for all-gather and broadcast
+ *             body_at     what the layer above asked for (counts, receive and combine buffers)
+ *             user_at     ferry_heap_alloc's
  *
- * A memfd has no name: when the last process that maps it is gone, by whatever death, so is the memory. */
+ * On the CPU the space is the rest of the same memfd; a device with memory of its own makes and maps it by fe_memory. A memfd has
+ * no name: when the last process that maps it is gone, by whatever death, so is the memory. */
 #ifndef FERRY_HEAP_HEAP_H
 #define FERRY_HEAP_HEAP_H
 
@@ -55,28 +57,48 @@ typedef struct fe_block { /* of the user's heap, in address order, tiling it */
     bool used;
 } fe_block;
 
-typedef struct fe_heap {
+typedef struct fe_heap fe_heap;
+
+/* What a rank tells others so that they can map its space. */
+typedef struct fe_card {
+    uint8_t bytes[96];
+} fe_card;
+
+/* Space that is not in the memfd. */
+typedef struct fe_memory {
+    /* heap->space_bytes for this rank: sets heap->space[heap->rank], and fills the card. */
+    ferry_status (*make)(fe_heap *heap, fe_card *card);
+    /* Sets heap->space[peer]. pid: the peer's; its memory is in this very process when that is ours. */
+    ferry_status (*map)(fe_heap *heap, int peer, int pid, const fe_card *card);
+    void (*drop)(fe_heap *heap);
+} fe_memory;
+
+struct fe_heap {
     int rank, ranks;
     int near_ranks; /* ranks on this machine, this one included */
     uint64_t nonce;
-    size_t bytes, cells_at, scratch_at, body_at, user_at, user_bytes;
-    char **base;          /* [ranks] where each rank's heap is mapped here */
-    fe_mapping **mapping; /* [ranks] */
+    size_t bytes; /* of the memfd */
+    size_t scratch_at, body_at, user_at, user_bytes, space_bytes;
+    char **base;             /* [ranks] where each rank's memfd is mapped here */
+    char **space;            /* [ranks] where its space is, in the device's addresses */
+    fe_mapping **mapping;    /* [ranks] */
+    const fe_memory *memory; /* NULL: the space is in the memfd */
+    void *memory_state;
     int fd;
     fe_block *block;
     size_t blocks, block_room;
-} fe_heap;
+};
 
-/* [collective over boot] Makes this rank's memory and maps the others'. `touch` bytes from body_at on are touched now. */
-ferry_status fe_heap_create(fe_boot *boot, int rank, int ranks, size_t body_bytes, size_t user_bytes, size_t touch,
-                            fe_heap *heap);
-/* Touches this rank's pages from `offset` on; and, when all ranks have done so, enters the others' into this process's page table. */
+/* [collective over boot] Makes this rank's memory and maps the others'. Set before: rank, ranks, memory, memory_state; fd -1. */
+ferry_status fe_heap_create(fe_boot *boot, size_t body_bytes, size_t user_bytes, fe_heap *heap);
+/* Touches this rank's pages of the space from `offset` on; and, when all ranks have done so, enters the others' into this process's page
+ * table. Of memory that is not the host's nothing is to be touched. */
 void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes);
 void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes);
 void fe_heap_destroy(fe_heap *heap);
 size_t fe_heap_bytes(int ranks, size_t body_bytes, size_t user_bytes);
 
-/* Offset of an address inside this rank's heap; -1 when the range is not wholly inside. */
+/* Offset of an address inside this rank's space; -1 when the range is not wholly inside. */
 int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes);
 
 /* Deterministic first fit: the same calls give the same offsets on every rank. -1 when there is no room / no such block. */
@@ -91,9 +113,9 @@ static inline fe_control *fe_heap_control(const fe_heap *heap, int rank) {
     return (fe_control *)(void *)heap->base[rank];
 }
 
-/* The cell in `owner`'s heap that `source` writes. */
+/* The cell in `owner`'s space that `source` writes. */
 static inline fe_cell *fe_heap_cell(const fe_heap *heap, int owner, fe_kind kind, int half, int source) {
-    fe_cell *cells = (fe_cell *)(void *)(heap->base[owner] + heap->cells_at);
+    fe_cell *cells = (fe_cell *)(void *)heap->space[owner];
     return &cells[((size_t)kind * 2 + (size_t)half) * (size_t)heap->ranks + (size_t)source];
 }
 

@@ -1,11 +1,11 @@
-/* How bytes reach a near rank: its heap is mapped here, so a store is a put, and a cell is written in place. */
+/* How bytes reach a near rank: its space is mapped here, so a store is a put, and a cell is written in place. */
 #ifndef FERRY_LINK_NEAR_H
 #define FERRY_LINK_NEAR_H
 
 #include "watch/watch.h"
 
 static inline void *fe_near(const fe_heap *heap, int rank, uint64_t offset) {
-    return heap->base[rank] + offset;
+    return heap->space[rank] + offset;
 }
 
 /* Announces `epoch`, with its payload, in this rank's cell at `owner`, and wakes the owner if it sleeps. Everything that this thread
