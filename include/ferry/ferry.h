@@ -181,8 +181,8 @@ typedef struct ferry_group_config {
                             FERRY_BF16. hidden * element bytes must be a multiple of 16. */
     int layouts;         /* sum of ferry_layouts that the group will use; sets the default of max_recv_rows.
                             0: RANK + EXPERT */
-    int64_t max_recv_rows; /* rows a rank's receive buffer holds. 0: the worst case of the layouts. The memory is reserved, and
-                              used only as far as rows arrive. */
+    int64_t max_recv_rows; /* rows a rank's receive buffer holds. 0: the worst case of the layouts, with an expert_alignment of up to
+                              128. The memory is reserved, and used only as far as rows arrive. */
     int64_t heap_bytes;    /* symmetric heap for ferry_heap_alloc, beside Ferry's own buffers; 0: none */
     int timeout_ms;        /* deadline of every wait; 0: FERRY_TIMEOUT_MS, or 30000 */
     int threads;           /* CPU workers of this rank; 0: FERRY_THREADS, or cores / ranks of this machine, at least 1 */
@@ -208,8 +208,9 @@ typedef struct ferry_unique_id {
 } ferry_unique_id;
 
 /* Makes an id and starts, in this process, the thread at which the ranks of ONE group meet. The thread listens on the
- * address in FERRY_BOOT_ADDRESS (127.0.0.1), on a port of the system's choice, and ends when the group is made or its
- * deadline passes. Give the id to every rank. FERRY_SYSTEM if no port can be had. Any thread. */
+ * address in FERRY_BOOT_ADDRESS (127.0.0.1), on a port of the system's choice, and ends when all ranks that came have left again (the group
+ * is made, or could not be), or when nobody has come for ten minutes. Give the id to every rank. FERRY_INVALID (id is NULL, an address of
+ * over 63 characters), FERRY_SYSTEM if no port can be had. Any thread. */
 FERRY_API ferry_status ferry_unique_id_create(ferry_unique_id *id);
 
 /* [collective] Joins the group as `rank` of `ranks` (1..FERRY_MAX_RANKS) and waits for the others. Ranks may be processes of one
@@ -221,8 +222,10 @@ FERRY_API ferry_status ferry_group_create(const ferry_unique_id *id, int rank, i
 
 /* [collective] The same, with rank, ranks and meeting place from the launcher's environment: FERRY_RANK/FERRY_RANKS, torchrun
  * (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), Open MPI (OMPI_COMM_WORLD_RANK/SIZE), MPICH and PMI (PMI_RANK/SIZE), PMIx
- * (PMIX_RANK), Slurm (SLURM_PROCID, SLURM_NTASKS), tried in this order. Rank 0 listens at FERRY_BOOT=host:port where that is set.
- * FERRY_INVALID if no launcher is recognised; the sentence lists what was looked for. */
+ * (PMIX_RANK, with PMIX_SIZE or SLURM_NTASKS), Slurm (SLURM_PROCID, SLURM_NTASKS or SLURM_NPROCS), tried in this order. Rank 0 listens at
+ * FERRY_BOOT=host:port where that is set; otherwise at MASTER_ADDR and the port after MASTER_PORT (which torchrun's own store uses), or
+ * on 127.0.0.1 at a port that follows from the launcher's job. FERRY_INVALID if no launcher is recognised; the sentence lists
+ * what was looked for. */
 FERRY_API ferry_status ferry_group_create_env(const ferry_group_config *cfg, ferry_group **group);
 
 /* Gathers `bytes` bytes of every rank into all[ranks][bytes], in rank order, on every rank. Returns 0 on success. */
@@ -233,7 +236,8 @@ typedef int (*ferry_allgather_fn)(void *context, const void *mine, void *all, si
 FERRY_API ferry_status ferry_group_create_with(ferry_allgather_fn allgather, void *context, int rank, int ranks,
                                                const ferry_group_config *cfg, ferry_group **group);
 
-/* Leaves the group and frees everything of it: routes, heap memory and its streams must not be used afterwards. Not
+/* Leaves the group and frees everything of it: routes, heap memory, streams and events must not be used afterwards (events are
+ * destroyed before). Not
  * collective, never waits for another rank, and never hangs, whatever state the group is in. NULL is allowed. */
 FERRY_API void ferry_group_destroy(ferry_group *group);
 
@@ -267,7 +271,7 @@ FERRY_API void ferry_stream_destroy(ferry_stream *stream);
 /* Waits until all calls on the stream are done. Returns the first error among those since the last sync. Any thread. */
 FERRY_API ferry_status ferry_stream_sync(ferry_stream *stream);
 /* 1 when everything on the stream is done, else 0. Never waits. Any thread. */
-FERRY_API int ferry_stream_idle(ferry_stream *stream);
+FERRY_API int ferry_stream_idle(ferry_stream *stream); /* NULL: 1 */
 /* Puts a function of the caller's at the end of a CPU stream: compute that is ordered with communication. It is called also after an
  * error on the stream, since it may own what it was given; ferry_group_error tells. */
 FERRY_API ferry_status ferry_stream_call(ferry_stream *stream, void (*function)(void *), void *argument);
@@ -282,7 +286,7 @@ FERRY_API ferry_status ferry_event_record(ferry_event *event, ferry_stream *stre
 FERRY_API ferry_status ferry_stream_wait_event(ferry_stream *stream, ferry_event *event);
 /* Waits on the host, at most the group's timeout. */
 FERRY_API ferry_status ferry_event_sync(ferry_event *event);
-FERRY_API int ferry_event_done(ferry_event *event); /* 1 or 0; never waits */
+FERRY_API int ferry_event_done(ferry_event *event); /* 1 or 0; never waits. NULL: 1 */
 
 /* ------------------------------------------------------------------------------------------------------------------
  * The symmetric heap: memory with the same offset on every rank, that every near rank can address
@@ -297,8 +301,8 @@ FERRY_API ferry_status ferry_heap_free(ferry_group *group, void *pointer);
  * is not of the group, or the rank is far. pointer may point inside an allocation. Any thread. */
 FERRY_API void *ferry_heap_ptr(const ferry_group *group, const void *pointer, int rank);
 
-/* One-sided operations. `symmetric` addresses are this rank's own addresses in the heap; the operation works on the same
- * offset of rank `rank`'s heap. FERRY_INVALID when a range leaves the heap. Any thread, several at a time.
+/* One-sided operations. `symmetric` addresses are this rank's own addresses in the heap, or in a view of the library's buffers (a
+ * dispatch view, ferry_combine_buffer); the operation works on the same offset of rank `rank`'s heap. FERRY_INVALID when a range leaves the heap. Any thread, several at a time.
  * put and put_signal are complete locally (source reusable) when they return or the stream has passed them. */
 FERRY_API ferry_status ferry_put(ferry_group *group, void *symmetric, const void *source, size_t bytes, int rank,
                                  ferry_stream *stream);
@@ -315,7 +319,8 @@ FERRY_API ferry_status ferry_put_signal(ferry_group *group, void *symmetric, con
 FERRY_API ferry_status ferry_fetch_add(ferry_group *group, uint64_t *symmetric, uint64_t value, int rank, uint64_t *old);
 FERRY_API ferry_status ferry_compare_swap(ferry_group *group, uint64_t *symmetric, uint64_t expected, uint64_t desired,
                                           int rank, uint64_t *old);
-/* Puts and signals of this thread before the fence are seen by each rank before those after it. */
+/* Puts and signals of this thread before the fence are seen by each rank before those after it. What is on a stream is ordered by the
+ * stream. */
 FERRY_API ferry_status ferry_fence(ferry_group *group);
 /* All puts, gets and signals of this thread so far are complete everywhere. */
 FERRY_API ferry_status ferry_quiet(ferry_group *group);
@@ -337,7 +342,8 @@ FERRY_API ferry_status ferry_wait_until(ferry_group *group, const uint64_t *sign
 
 /* [collective] */
 FERRY_API ferry_status ferry_barrier(ferry_group *group, ferry_stream *stream);
-/* [collective] all[ranks][bytes] from every rank's mine[bytes]; any memory, any size. */
+/* [collective] all[ranks][bytes] from every rank's mine[bytes]; any memory, any size. mine may be `all`, or its own place in it. Meetings
+ * (barrier, allgather, broadcast, heap_alloc, heap_free) take place in the order of their calls, also on different streams. */
 FERRY_API ferry_status ferry_allgather(ferry_group *group, const void *mine, void *all, size_t bytes, ferry_stream *stream);
 /* [collective] buffer[bytes] of rank root to all. */
 FERRY_API ferry_status ferry_broadcast(ferry_group *group, void *buffer, size_t bytes, int root, ferry_stream *stream);
@@ -366,7 +372,7 @@ typedef struct ferry_route_config {
     ferry_mode mode;
     int expert_alignment;   /* EXPERT: blocks begin at multiples of it; 0 and 1: packed */
     int64_t expert_capacity; /* EXPERT, SLOTS: the most rows a local expert takes in; 0: no limit */
-    int64_t rank_capacity;   /* the most row slots a rank takes in (padding counts); 0: max_recv_rows */
+    int64_t rank_capacity;   /* RANK, EXPERT: the most row slots a rank takes in (padding counts); 0: max_recv_rows */
     ferry_overflow overflow;
 } ferry_route_config;
 
@@ -379,9 +385,10 @@ static inline ferry_route_config ferry_route_config_init(void) {
 }
 #define FERRY_ROUTE_CONFIG_INIT ferry_route_config_init()
 
-/* [collective] Makes a route. THROUGHPUT: waits on the host until the counts of all ranks are known. LATENCY: returns at
- * once. A route serves any number of dispatches and combines, with rows of any width up to the group's.
- * FERRY_INVALID (an index outside -1..E-1 is named with token and choice; in LATENCY mode on a stream it becomes the stream's
+/* [collective] Makes a route. THROUGHPUT: waits on the host until the counts of all ranks are known. LATENCY: nothing is
+ * waited for in RANK and SLOTS; EXPERT, and any layout with a capacity, packs rows and exchanges counts, on a stream without a host
+ * wait. A route serves any number of dispatches and combines, with rows of any width up to the group's.
+ * FERRY_INVALID (SLOTS that do not fit the receive buffer; an index outside -1..E-1 is named with token and choice; in LATENCY mode on a stream it becomes the stream's
  * error), FERRY_OVERFLOW, FERRY_MISMATCH, FERRY_TIMEOUT, FERRY_NOMEM. */
 FERRY_API ferry_status ferry_route_create(ferry_group *group, const ferry_route_config *cfg, ferry_route **route,
                                           ferry_stream *stream);
@@ -398,7 +405,7 @@ typedef struct ferry_route_info {
     int tokens, topk, local_experts, ranks;
     ferry_layout layout;
     ferry_mode mode;
-    int64_t rows;                /* rows that an output tensor must hold (for SLOTS: L * R * M) */
+    int64_t rows;                /* rows that an output tensor must hold, padding included (for SLOTS: L * R * M) */
     int64_t received;            /* rows that arrive, without padding; -1 when not known to the host */
     int64_t sent;                /* rows that this rank sends, copies to itself included; -1 when not known */
     int64_t dropped;             /* rows of this rank's tokens that were left out for capacity; -1 when not known */
@@ -455,10 +462,10 @@ static inline ferry_dispatch_options ferry_dispatch_options_init(void) {
 typedef struct ferry_dispatch_in {
     size_t size;
     uint64_t magic;
-    ferry_tensor rows;   /* [tokens, columns], rows contiguous inside, any row stride. Row bytes: a multiple of 16, at most the
-                            group's. Casts take FERRY_BF16. */
-    ferry_tensor scales; /* [tokens, n] of a 4-byte dtype (or FERRY_BYTES, n a multiple of 4), any strides; or data NULL. Carried as given,
-                            at most 4 * ceil(hidden / 128) bytes a row. Not with a cast. */
+    ferry_tensor rows;   /* [tokens, columns], rows contiguous inside, any row stride. Row bytes, before a cast: a multiple of 16, at most
+                            the group's. Casts take FERRY_BF16. */
+    ferry_tensor scales; /* [tokens, n] of a 4-byte dtype, any strides (or FERRY_BYTES, n a multiple of 4, contiguous inside a row); or
+                            data NULL. Carried as given, at most 4 * ceil(hidden / 128) bytes a row. Not with a cast. */
 } ferry_dispatch_in;
 
 static inline ferry_dispatch_in ferry_dispatch_in_init(void) {
@@ -475,16 +482,17 @@ static inline ferry_dispatch_in ferry_dispatch_in_init(void) {
 /* For each tensor: data NULL asks for a view of the library's receive buffer (dtype, shape and strides are filled in). A
  * view is valid until the second dispatch after this one begins on this rank (two may be in flight). Otherwise the caller's tensor, of at least info.rows
  * rows, is filled: in place when it lies in the symmetric heap with contiguous rows, by one more copy otherwise. Tensors that the
- * step does not make (scales without scales, topk_* with skip_topk) are left alone, or set to data NULL. */
+ * step does not make (scales without scales, topk_* with skip_topk) are left alone. */
 typedef struct ferry_dispatch_out {
     size_t size;
     uint64_t magic;
     ferry_tensor rows;         /* RANK, EXPERT: [info.rows, columns]; SLOTS: [L, R * M, columns] */
-    ferry_tensor scales;       /* like rows, n columns; the caller's may have any strides */
+    ferry_tensor scales;       /* like rows, n columns, of the given dtype; of casts FERRY_FP32 or FERRY_UE8M0X4. The caller's may have any
+                                  strides inside an expert, and any 4-byte dtype */
     ferry_tensor topk_idx;     /* RANK: [info.rows, topk] int32 local expert of each choice, -1 when not on this rank;
                                   EXPERT, SLOTS: not made */
     ferry_tensor topk_weights; /* RANK: [info.rows, topk] float32, 0 where topk_idx is -1; EXPERT, SLOTS: [rows], the sum, in
-                                  choice order, of the token's weights for this expert. Only when the route has weights. */
+                                  choice order, of the token's weights for this expert, 0 in padding. Only when the route has weights. */
     ferry_tensor source;       /* [rows] int32: source rank * max_tokens + token; -1 in padding of EXPERT */
     ferry_tensor counts;       /* int32. RANK: [R] rows from each rank. EXPERT, SLOTS: [L, R] */
     ferry_tensor starts;       /* int32, shaped like counts: first row of that block (SLOTS: first slot inside the expert) */
@@ -545,10 +553,11 @@ static inline ferry_combine_options ferry_combine_options_init(void) {
 typedef struct ferry_combine_in {
     size_t size;
     uint64_t magic;
-    ferry_tensor rows;    /* bf16, fp16 or fp32, the slots of the dispatch: [info.rows, columns] or [L, R * M, columns]. Rows in the
+    ferry_tensor rows;    /* bf16, fp16 or fp32, row bytes a multiple of 16 and at most the group's (fp32 of full width wants a group of
+                             dtype FERRY_FP32); the slots of the dispatch: [info.rows, columns] or [L, R * M, columns]. Rows in the
                              symmetric heap (a dispatch view, ferry_combine_buffer, ferry_heap_alloc) are read in place by
                              the other ranks; others are copied in first. Every rank passes the same dtype and columns. */
-    ferry_tensor weights; /* RANK: [info.rows, topk] float32; EXPERT, SLOTS: [rows] float32; or data NULL (on every rank) */
+    ferry_tensor weights; /* RANK: [info.rows, topk] float32; EXPERT, SLOTS: [rows] float32; contiguous; or data NULL (on every rank) */
 } ferry_combine_in;
 
 static inline ferry_combine_in ferry_combine_in_init(void) {
@@ -565,8 +574,8 @@ static inline ferry_combine_in ferry_combine_in_init(void) {
 typedef struct ferry_combine_out {
     size_t size;
     uint64_t magic;
-    ferry_tensor rows;    /* [tokens, columns] bf16, fp16 or fp32 of the caller's, rows contiguous inside; data NULL only with 0
-                             tokens */
+    ferry_tensor rows;    /* [tokens, columns] bf16, fp16 or fp32 of the caller's, rows contiguous inside, apart from all inputs; data NULL
+                             only with 0 tokens */
     ferry_tensor weights; /* [tokens, topk] float32, contiguous, when in.weights is given: for each choice, the weight that its row
                              brought back, 0 for none. The backward pass of topk_weights. */
 } ferry_combine_out;

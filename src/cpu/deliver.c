@@ -80,8 +80,11 @@ static void read_tails(const fe_heap *heap, const fe_pass *pass) {
     for (int u = 0; u < fe_local_units(shape); u++) {
         for (size_t source = 0; source < ranks; source++) {
             size_t at = (size_t)u * ranks + source;
-            route->blocks.counts[at] = tails[((size_t)pass->half * ranks + source) * width + (size_t)u];
-            route->blocks.starts[at] = (int32_t)source * shape->max_tokens;
+            int32_t count = tails[((size_t)pass->half * ranks + source) * width + (size_t)u];
+            int32_t start = (int32_t)source * shape->max_tokens;
+            /* The same at every dispatch of the route, and the caller may be reading the table: it is written once. */
+            if (route->blocks.counts[at] != count) route->blocks.counts[at] = count;
+            if (route->blocks.starts[at] != start) route->blocks.starts[at] = start;
         }
     }
 }
@@ -104,7 +107,7 @@ static void pad(const delivery *j) {
     const fe_shape *shape = &j->route->shape;
     if (shape->layout != FERRY_LAYOUT_EXPERT || !(j->d->topk || j->d->zero_padding)) return;
     const fe_blocks *blocks = &j->route->blocks;
-    int64_t end = 0, rows = j->route->totals.rows;
+    int64_t end = 0, rows = j->route->totals->rows;
     size_t ranks = (size_t)shape->ranks;
     for (size_t u = 0; u < (size_t)fe_local_units(shape); u++) {
         int64_t start = blocks->starts[u * ranks]; /* past a capacity there is nothing to pad */

@@ -26,10 +26,13 @@ static ferry_status open_device(fe_engine *engine) {
     return FERRY_OK;
 }
 
+static void stop_device(fe_engine *engine) {
+    fe_cpu *cpu = engine->state;
+    while (cpu->streams) fe_cpu_stream_destroy((ferry_stream *)cpu->streams);
+}
+
 static void close_device(fe_engine *engine) {
     fe_cpu *cpu = engine->state;
-    if (!cpu) return;
-    while (cpu->streams) fe_cpu_stream_destroy((ferry_stream *)cpu->streams);
     fe_pool_close(&cpu->pool);
     pthread_mutex_destroy(&cpu->lock);
     free(cpu);
@@ -42,11 +45,32 @@ static ferry_status submit(fe_engine *engine, ferry_stream *stream, const fe_pas
     return stream ? fe_cpu_stream_pass(stream, pass) : fe_cpu_pass(&crew, pass);
 }
 
+static void *alloc(fe_engine *engine, size_t bytes) {
+    (void)engine;
+    return aligned_alloc(64, (size_t)fe_align((int64_t)bytes, 64));
+}
+
+static void release(fe_engine *engine, void *memory, size_t bytes) {
+    (void)engine, (void)bytes;
+    free(memory);
+}
+
+static ferry_status fetch(fe_engine *engine, ferry_stream *stream, void *host, const void *from, size_t bytes) {
+    (void)engine;
+    if (stream) fe_cpu_stream_drain(stream);
+    memcpy(host, from, bytes);
+    return FERRY_OK;
+}
+
 const fe_device fe_device_cpu = {
     .name = "cpu",
     .open = open_device,
+    .stop = stop_device,
     .close = close_device,
     .submit = submit,
+    .alloc = alloc,
+    .release = release,
+    .fetch = fetch,
     .call = fe_cpu_stream_call,
     .stream_create = fe_cpu_stream_create,
     .stream_destroy = fe_cpu_stream_destroy,

@@ -35,22 +35,13 @@ void fe_cpu_spread(const fe_crew *crew, const fe_pass *pass) {
     for (int r = 0; r < heap->ranks; r++) memcpy(fe_near(heap, r, at), route->counts, bytes);
 }
 
-static ferry_status tell_overflow(const fe_shape *shape, const fe_totals *totals) {
-    if (totals->overflow_expert >= 0)
-        return fe_fail(FERRY_OVERFLOW, "rank %d: expert %d on rank %d would get %lld rows, expert_capacity is %lld",
-                       shape->rank, totals->overflow_expert, totals->overflow_rank, (long long)totals->fullest,
-                       (long long)totals->limit);
-    return fe_fail(FERRY_OVERFLOW, "rank %d: rank %d would need %lld row slots, its capacity is %lld", shape->rank,
-                   totals->overflow_rank, (long long)totals->fullest, (long long)totals->limit);
-}
-
 /* After an overflow, which all ranks see alike, nothing is sent: what is already queued behind moves no row. */
 static void forget_rows(fe_route_data *route) {
     size_t blocks = (size_t)fe_local_units(&route->shape) * (size_t)route->shape.ranks;
     fe_route_empty(&route->shape, &route->table, route->counts);
     memset(route->blocks.counts, 0, blocks * sizeof *route->blocks.counts);
     memset(route->scratch.keep, 0, (size_t)fe_units(&route->shape) * sizeof *route->scratch.keep);
-    route->totals.received = 0;
+    route->totals->received = 0;
 }
 
 ferry_status fe_cpu_place(const fe_crew *crew, const fe_pass *pass) {
@@ -62,11 +53,11 @@ ferry_status fe_cpu_place(const fe_crew *crew, const fe_pass *pass) {
         fe_route_demand(shape, all, route->demand);
     else
         all = route->counts - (size_t)shape->rank * fe_counts_length(shape->map);
-    fe_route_blocks(shape, all, &route->scratch, &route->blocks, &route->totals);
-    if (route->totals.overflow_rank >= 0 && shape->overflow == FERRY_OVERFLOW_ERROR) {
+    fe_route_blocks(shape, all, &route->scratch, &route->blocks, route->totals);
+    if (route->totals->overflow_rank >= 0 && shape->overflow == FERRY_OVERFLOW_ERROR) {
         forget_rows(route);
-        return tell_overflow(shape, &route->totals);
+        return fe_route_tell_overflow(shape, route->totals);
     }
-    fe_route_place(shape, &route->table, &route->scratch, &route->totals);
+    fe_route_place(shape, &route->table, &route->scratch, route->totals);
     return FERRY_OK;
 }

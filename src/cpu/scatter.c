@@ -126,7 +126,7 @@ void fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass) {
     const fe_route_data *route = pass->route;
     job *j = fe_pool_own_bench(crew->pool);
     *j = (job){.crew = crew, .route = route, .s = &pass->scatter};
-    j->past_cache = route->totals.sent * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
+    j->past_cache = route->totals->sent * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
     for (int r = 0; r < heap->ranks; r++) j->target[r] = read_target(heap, pass->half, r);
     j->chunk = fe_chunk_of(crew->pool, route->shape.tokens, CHUNK);
     fe_pool_run(crew->pool, work, j, (route->shape.tokens + j->chunk - 1) / j->chunk);

@@ -32,13 +32,13 @@ typedef struct fe_await {
 typedef ferry_status (*fe_explain_fn)(const char *step, int rank, const uint64_t *ours, int other,
                                       const uint64_t *theirs);
 
-/* A route as a device sees it. The arrays are the route object's. */
+/* A route as a device sees it. The arrays, in the device's memory, are the route object's. */
 typedef struct fe_route_data {
     fe_shape shape;
     fe_table table;
     fe_scratch scratch;
     fe_blocks blocks;
-    fe_totals totals;
+    fe_totals *totals;
     int32_t *counts; /* [fe_counts_length] this rank's row */
     int32_t
         *demand; /* [local experts] tokens that chose each, capacities left aside; only where counts are exchanged */
@@ -193,6 +193,7 @@ typedef struct fe_engine {
     fe_heap heap;
     fe_watch watch;
     fe_fault fault;
+    const fe_map *map;
     int threads;        /* workers of a crew */
     size_t bench_bytes; /* a worker's workbench: a row as it travels, and its scales */
     void *state;        /* the device's own */
@@ -202,10 +203,18 @@ typedef struct fe_device {
     const char *name;
     const fe_memory *memory; /* NULL: ranks' spaces are in host memory */
     ferry_status (*open)(fe_engine *engine);
+    void (*stop)(fe_engine *engine); /* ends all streams; then routes and events may go, and then the device */
     void (*close)(fe_engine *engine);
     /* stream NULL: run now, in this thread, and return its status. Otherwise the pass is copied and runs in the stream's order; an
      * error becomes the pass's outcome, or the stream's and the group's. */
     ferry_status (*submit)(fe_engine *engine, ferry_stream *stream, const fe_pass *pass);
+    /* Memory for a route; NULL: none left. */
+    void *(*alloc)(fe_engine *engine, size_t bytes);
+    void (*release)(fe_engine *engine, void *memory, size_t bytes);
+    /* Copies device memory to the host, once all that is queued on the stream (NULL: all passes so far) has been done. */
+    ferry_status (*fetch)(fe_engine *engine, ferry_stream *stream, void *host, const void *from, size_t bytes);
+    /* Errors that passes have left behind since, into the engine's fault. NULL: passes tell by themselves. */
+    void (*look)(fe_engine *engine);
     /* A function of the user's at the end of a stream. */
     ferry_status (*call)(ferry_stream *stream, void (*function)(void *), void *argument);
     ferry_status (*stream_create)(fe_engine *engine, ferry_stream **stream);

@@ -200,10 +200,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_combine_in *in, const 
                        "a combine in LATENCY mode needs a dispatch before it: the counts come with its rows");
     *p = (plan){.r = r, .epoch = r->group->combines + 1};
     p->half = (int)(p->epoch & 1);
-    const fe_flight *before = &r->group->combine[p->half];
-    if (before->route)
-        return fe_fail(FERRY_INVALID, "combine %llu is not received yet, and with it two are under way",
-                       (unsigned long long)before->epoch);
+    FE_TRY(fe_flight_free(&r->group->combine[p->half], "combine"));
     FE_TRY(plan_rows(p, in));
     FE_TRY(plan_weights(p, in));
     FE_TRY(plan_options(p, options ? options : &none));
@@ -266,9 +263,7 @@ ferry_status ferry_combine_buffer(ferry_route *r, ferry_dtype dtype, int64_t col
     ferry_group *g = r->group;
     FE_TRY(check_width(g, "ferry_combine_buffer: rows", dtype, columns));
     int half = (int)((g->combines + 1) & 1);
-    if (g->combine[half].route)
-        return fe_fail(FERRY_INVALID, "ferry_combine_buffer: combine %llu is not received yet",
-                       (unsigned long long)g->combine[half].epoch);
+    FE_TRY(fe_flight_free(&g->combine[half], "combine"));
     FE_TRY(fe_flight_await(g, &g->combine[half], NULL));
     void *data = fe_near(&g->engine.heap, g->rank, g->body.back[half].rows);
     *rows = fe_slots_tensor(&r->data.shape, data, dtype, r->info.rows, columns);

@@ -275,10 +275,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_dispatch_in *in, const
     FE_TRY(check_options(options));
     *p = (plan){.r = r, .epoch = r->group->dispatches + 1, .out = *out};
     p->half = (int)(p->epoch & 1);
-    const fe_flight *before = &r->group->dispatch[p->half];
-    if (before->route)
-        return fe_fail(FERRY_INVALID, "dispatch %llu is not received yet, and with it two are under way",
-                       (unsigned long long)before->epoch);
+    FE_TRY(fe_flight_free(&r->group->dispatch[p->half], "dispatch"));
     FE_TRY(plan_rows(p, in, options->cast));
     FE_TRY(plan_scales(p, in));
     p->scatter.topk = !options->skip_topk;

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* ---- memory: one block for all arrays ---- */
+/* ---- memory: one block of the device's, and a small one of the host's ---- */
 
 static void *take(char **at, size_t count, size_t bytes) {
     void *here = *at;
@@ -13,40 +13,53 @@ static void *take(char **at, size_t count, size_t bytes) {
     return here;
 }
 
-/* Lays the arrays out from `at`; with at == NULL only the sum of their sizes matters. */
-static size_t lay_out(ferry_route *r, char *at, bool weights) {
-    const fe_shape *s = &r->data.shape;
-    const size_t choices = (size_t)s->tokens * (size_t)s->topk, ranks = (size_t)s->ranks;
-    const size_t units = (size_t)fe_units(s), local = (size_t)fe_map_local(s->map, s->rank);
-    const size_t blocks = (size_t)fe_local_units(s) * ranks;
-    char *start = at;
-    fe_route_data *d = &r->data;
+/* What place finds out, from `at` on; the end. The same on the device and in the host's copy. */
+static char *lay_results(const fe_shape *s, char *at, fe_route_data *d) {
+    const size_t blocks = (size_t)fe_local_units(s) * (size_t)s->ranks;
+    d->totals = take(&at, 1, sizeof *d->totals);
+    d->blocks.counts = take(&at, blocks, sizeof *d->blocks.counts);
+    d->blocks.starts = take(&at, blocks, sizeof *d->blocks.starts);
+    d->scratch.keep = take(&at, (size_t)fe_units(s), sizeof *d->scratch.keep);
+    d->demand = take(&at, (size_t)fe_map_local(s->map, s->rank), sizeof *d->demand);
+    return at;
+}
+
+static char *lay_tables(const fe_shape *s, char *at, bool weights, fe_route_data *d) {
+    const size_t choices = (size_t)s->tokens * (size_t)s->topk, units = (size_t)fe_units(s);
     d->table.home = take(&at, choices, sizeof *d->table.home);
     d->table.slot = take(&at, choices, sizeof *d->table.slot);
     d->table.order = take(&at, choices, sizeof *d->table.order);
     d->table.fan = take(&at, (size_t)s->tokens, sizeof *d->table.fan);
     d->table.weights = weights ? take(&at, choices, sizeof *d->table.weights) : NULL;
-    d->scratch.stamp = take(&at, ranks + (size_t)s->map->homes, sizeof *d->scratch.stamp);
+    d->scratch.stamp = take(&at, (size_t)s->ranks + (size_t)s->map->homes, sizeof *d->scratch.stamp);
     d->scratch.next = take(&at, units, sizeof *d->scratch.next);
     d->scratch.base = take(&at, units, sizeof *d->scratch.base);
-    d->scratch.keep = take(&at, units, sizeof *d->scratch.keep);
-    d->blocks.counts = take(&at, blocks, sizeof *d->blocks.counts);
-    d->blocks.starts = take(&at, blocks, sizeof *d->blocks.starts);
     d->counts = take(&at, fe_counts_length(s->map), sizeof *d->counts);
-    d->demand = take(&at, local, sizeof *d->demand);
+    return at;
+}
+
+static char *lay_host(ferry_route *r, char *at) {
+    const fe_shape *s = &r->data.shape;
+    const size_t local = (size_t)fe_map_local(s->map, s->rank), ranks = (size_t)s->ranks;
     r->expert_rows = take(&at, local, sizeof *r->expert_rows);
     r->expert_start = take(&at, local, sizeof *r->expert_start);
     r->source_rows = take(&at, ranks, sizeof *r->source_rows);
     r->rank_rows = take(&at, ranks, sizeof *r->rank_rows);
-    return (size_t)(at - start);
+    return lay_results(s, at, &r->found);
 }
 
 static ferry_status allocate(ferry_route *r, bool weights) {
-    static char nowhere[1];
-    size_t bytes = lay_out(r, nowhere, weights) + 64;
-    r->memory = aligned_alloc(64, bytes);
-    if (!r->memory) return fe_fail(FERRY_NOMEM, "rank %d: no memory for a route", r->group->rank);
-    lay_out(r, r->memory, weights);
+    static char nowhere[64];
+    const fe_shape *s = &r->data.shape;
+    fe_engine *engine = &r->group->engine;
+    char *results = lay_results(s, nowhere, &r->data), *end = lay_tables(s, results, weights, &r->data);
+    r->result_bytes = (size_t)(results - nowhere);
+    r->memory_bytes = (size_t)(end - nowhere) + 64;
+    r->memory = engine->device->alloc(engine, r->memory_bytes);
+    r->host_memory = malloc((size_t)(lay_host(r, nowhere) - nowhere) + 64);
+    if (!r->memory || !r->host_memory) return fe_fail(FERRY_NOMEM, "rank %d: no memory for a route", r->group->rank);
+    lay_tables(s, lay_results(s, r->memory, &r->data), weights, &r->data);
+    lay_host(r, r->host_memory);
     return FERRY_OK;
 }
 
@@ -211,12 +224,12 @@ static ferry_status make(ferry_group *g, ferry_route *r, ferry_stream *stream) {
 
 static void sum_blocks(ferry_route *r) {
     const fe_shape *s = &r->data.shape;
-    const fe_blocks *blocks = &r->data.blocks;
+    const fe_blocks *blocks = &r->found.blocks;
     int local = fe_map_local(s->map, s->rank), units = fe_local_units(s);
     bool by_rank = s->layout == FERRY_LAYOUT_RANK;
     memset(r->source_rows, 0, (size_t)s->ranks * sizeof *r->source_rows);
     memset(r->rank_rows, 0, (size_t)s->ranks * sizeof *r->rank_rows);
-    memcpy(r->expert_rows, r->data.demand, (size_t)local * sizeof *r->expert_rows);
+    memcpy(r->expert_rows, r->found.demand, (size_t)local * sizeof *r->expert_rows);
     for (int u = 0; u < units; u++) {
         const int32_t *counts = blocks->counts + (size_t)u * (size_t)s->ranks;
         if (!by_rank) r->expert_rows[u] = 0;
@@ -230,10 +243,10 @@ static void sum_blocks(ferry_route *r) {
                                                                  : blocks->starts[(size_t)u * (size_t)s->ranks];
     }
     for (int unit = 0; unit < fe_units(s); unit++)
-        r->rank_rows[by_rank ? unit : s->map->home_rank[unit]] += r->data.scratch.keep[unit];
+        r->rank_rows[by_rank ? unit : s->map->home_rank[unit]] += r->found.scratch.keep[unit];
 }
 
-static void fill_info(ferry_route *r) {
+static ferry_status fill_info(ferry_route *r, ferry_stream *stream) {
     const fe_shape *s = &r->data.shape;
     ferry_route_info *i = &r->info;
     *i = FERRY_ROUTE_INFO_INIT;
@@ -245,8 +258,10 @@ static void fill_info(ferry_route *r) {
     i->mode = s->mode;
     i->rows = fe_worst_rows(s, s->rank);
     i->received = i->sent = i->dropped = -1;
-    if (s->mode == FERRY_LATENCY) return;
-    const fe_totals *t = &r->data.totals;
+    if (s->mode == FERRY_LATENCY) return FERRY_OK;
+    fe_engine *engine = &r->group->engine;
+    FE_TRY(engine->device->fetch(engine, stream, r->found.totals, r->memory, r->result_bytes));
+    const fe_totals *t = r->found.totals;
     sum_blocks(r);
     i->rows = t->rows;
     i->received = t->received;
@@ -256,9 +271,10 @@ static void fill_info(ferry_route *r) {
     i->source_rows = r->source_rows;
     i->rank_rows = r->rank_rows;
     if (s->layout == FERRY_LAYOUT_RANK)
-        i->source_start = r->data.blocks.starts;
+        i->source_start = r->found.blocks.starts;
     else
         i->expert_start = r->expert_start;
+    return FERRY_OK;
 }
 
 /* ---- the calls ---- */
@@ -284,18 +300,23 @@ ferry_status ferry_route_create(ferry_group *g, const ferry_route_config *cfg, f
         r->data.topk_weights = spelled_out(&cfg->topk_weights);
         status = make(g, r, stream);
     }
+    if (status == FERRY_OK) status = fill_info(r, stream);
     if (status != FERRY_OK) {
+        if (stream) g->engine.device->stream_drain(stream); /* passes that are queued already know the route's memory */
         ferry_route_destroy(r);
         return status;
     }
-    fill_info(r);
     *route = r;
     return FERRY_OK;
 }
 
+/* What was sent and never received: the others may still be writing into that half. It is not used again. */
 static void forget_route(fe_flight flights[2], const ferry_route *route) {
-    for (int half = 0; half < 2; half++)
-        if (flights[half].route == route) flights[half].route = NULL;
+    for (int half = 0; half < 2; half++) {
+        if (flights[half].route != route) continue;
+        flights[half].route = NULL;
+        flights[half].orphan = true;
+    }
 }
 
 void ferry_route_destroy(ferry_route *r) {
@@ -308,7 +329,8 @@ void ferry_route_destroy(ferry_route *r) {
         *at = r->next;
         break;
     }
-    free(r->memory);
+    if (r->memory) g->engine.device->release(&g->engine, r->memory, r->memory_bytes);
+    free(r->host_memory);
     free(r);
 }
 
@@ -336,6 +358,16 @@ ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, fe_pass *pass
     device->stream_drain(stream);
     pass->outcome = NULL;
     return outcome.status == FERRY_OK ? FERRY_OK : fe_fail_again(outcome.status, outcome.sentence);
+}
+
+ferry_status fe_flight_free(const fe_flight *flight, const char *what) {
+    if (flight->orphan)
+        return fe_fail(FERRY_INVALID,
+                       "%s %llu was never received, and its route is destroyed: its half of the buffers is lost", what,
+                       (unsigned long long)flight->epoch);
+    if (!flight->route) return FERRY_OK;
+    return fe_fail(FERRY_INVALID, "%s %llu is not received yet, and with it two are under way", what,
+                   (unsigned long long)flight->epoch);
 }
 
 fe_flight *fe_flight_of(fe_flight flights[2], const ferry_route *route) {

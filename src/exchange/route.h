@@ -13,8 +13,12 @@ struct ferry_route {
     uint64_t
         id; /* the group's how-manieth: the same on every rank, and told in every note, so that ranks that confuse two routes learn of it */
     bool dispatched;
+    void *memory;                      /* the device's, of data's arrays */
+    size_t memory_bytes, result_bytes; /* all of it; of what place finds out, at its beginning */
+    /* The host's: what place found out, copied (THROUGHPUT), and what follows from it. */
+    fe_route_data found;
     int32_t *expert_rows, *expert_start, *source_rows, *rank_rows;
-    void *memory; /* of all arrays */
+    void *host_memory;
 };
 
 /* NULL, a wrong struct, a stream of another group, a failed group: what every call looks at first. */
@@ -22,6 +26,9 @@ ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream
 
 /* Puts the pass on the stream (NULL: runs it). wait: does not return before it has run, with its status. */
 ferry_status fe_route_submit(ferry_group *group, ferry_stream *stream, fe_pass *pass, bool wait);
+
+/* May the half be used for the next step? */
+ferry_status fe_flight_free(const fe_flight *flight, const char *what);
 
 /* The oldest flight of this route; NULL: none is under way. */
 fe_flight *fe_flight_of(fe_flight flights[2], const ferry_route *route);

@@ -108,6 +108,7 @@ static ferry_status prepare(const ferry_group_config *cfg, int rank, int ranks, 
     g->config.expert_first = g->config.expert_rank = NULL;
     if (g->config.dtype == FERRY_BYTES) g->config.dtype = FERRY_BF16;
     g->engine.device = device;
+    g->engine.map = &g->map;
     g->engine.heap.fd = -1;
     fe_fault_open(&g->engine.fault);
     int64_t timeout;
@@ -193,12 +194,14 @@ void ferry_group_destroy(ferry_group *g) {
     fe_engine *e = &g->engine;
     if (e->heap.base && e->heap.base[g->rank])
         fe_watch_give_up(&e->heap); /* what still waits on a stream waits no more */
-    if (e->state) e->device->close(e);
+    if (e->state) e->device->stop(e);
     for (int half = 0; half < 2; half++) {
         if (g->dispatch[half].done) e->device->event_destroy(g->dispatch[half].done);
         if (g->combine[half].done) e->device->event_destroy(g->combine[half].done);
     }
+    if (g->meeting.done) e->device->event_destroy(g->meeting.done);
     while (g->made) ferry_route_destroy(g->made);
+    if (e->state) e->device->close(e);
     fe_heap_destroy(&e->heap);
     fe_map_destroy(&g->map);
     fe_fault_close(&e->fault);
@@ -218,6 +221,7 @@ ferry_status fe_group_check(const ferry_group *g, const char *call) {
 }
 
 ferry_status fe_group_ready(ferry_group *g, const char *step) {
+    if (g->engine.device->look) g->engine.device->look(&g->engine);
     return fe_fault_check(&g->engine.fault, &g->engine.heap, step);
 }
 
@@ -228,6 +232,7 @@ ferry_status fe_group_own(const ferry_group *g, const ferry_stream *stream, cons
 
 ferry_status ferry_group_error(ferry_group *g) {
     FE_TRY(fe_group_check(g, "ferry_group_error"));
+    if (g->engine.device->look) g->engine.device->look(&g->engine);
     FE_TRY(fe_fault_first(&g->engine.fault));
     return fe_watch_aborted(&g->engine.heap);
 }
@@ -256,8 +261,10 @@ ferry_status fe_flight_await(ferry_group *g, fe_flight *flight, ferry_stream *st
 
 ferry_status fe_flight_mark(ferry_group *g, fe_flight *flight, ferry_stream *stream) {
     const fe_device *device = g->engine.device;
-    flight->done_on = stream;
+    flight->done_on = NULL;
     if (!stream) return FERRY_OK;
     if (!flight->done) FE_TRY(device->event_create(&g->engine, &flight->done));
-    return device->event_record(flight->done, stream);
+    FE_TRY(device->event_record(flight->done, stream));
+    flight->done_on = stream;
+    return FERRY_OK;
 }

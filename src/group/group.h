@@ -25,6 +25,7 @@ struct ferry_group {
         exchanges; /* steps so far of that kind; equal on all ranks. exchanges: routes that exchange counts */
     uint64_t dispatches, combines;
     fe_flight dispatch[2], combine[2]; /* by half */
+    fe_flight meeting;                 /* the last: meetings on different streams keep the order of their calls */
     ferry_route *made;                 /* list of routes */
     int64_t stream_bytes;
 };

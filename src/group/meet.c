@@ -66,17 +66,23 @@ static ferry_status carry(ferry_group *g, const meeting *m, size_t at, size_t n,
     return device->submit(&g->engine, stream, &out);
 }
 
-static ferry_status call_meeting(ferry_group *g, const meeting *m, ferry_stream *stream) {
-    bool carries = m->bytes && (m->kind == MEET_GATHER || m->kind == MEET_BROADCAST);
-    FE_TRY(fe_group_own(g, stream, names[m->kind]));
-    FE_TRY(fe_group_ready(g, names[m->kind]));
-    if (!carries) {
+static ferry_status hold(ferry_group *g, const meeting *m, ferry_stream *stream) {
+    if (!m->bytes || (m->kind != MEET_GATHER && m->kind != MEET_BROADCAST)) {
         fe_pass p = round_pass(m, ++g->meets);
         return g->engine.device->submit(&g->engine, stream, &p);
     }
     for (size_t at = 0; at < m->bytes; at += FE_SCRATCH)
         FE_TRY(carry(g, m, at, m->bytes - at < FE_SCRATCH ? m->bytes - at : FE_SCRATCH, stream));
     return FERRY_OK;
+}
+
+/* A rank says of its meetings only how far it has come: they must be held in the order of the calls, whatever their streams. */
+static ferry_status call_meeting(ferry_group *g, const meeting *m, ferry_stream *stream) {
+    FE_TRY(fe_group_own(g, stream, names[m->kind]));
+    FE_TRY(fe_group_ready(g, names[m->kind]));
+    FE_TRY(fe_flight_await(g, &g->meeting, stream));
+    FE_TRY(hold(g, m, stream));
+    return fe_flight_mark(g, &g->meeting, stream);
 }
 
 ferry_status ferry_barrier(ferry_group *g, ferry_stream *stream) {

@@ -16,9 +16,9 @@ ferry_status ferry_stream_create(ferry_group *g, ferry_stream **stream) {
 }
 
 /* Flights must not remember a stream that is gone: what it did is done. */
-static void forget_stream(fe_flight *flight, const ferry_stream *stream) {
-    for (int half = 0; half < 2; half++)
-        if (flight[half].done_on == stream) flight[half].done_on = NULL;
+static void forget_stream(fe_flight *flights, int count, const ferry_stream *stream) {
+    for (int i = 0; i < count; i++)
+        if (flights[i].done_on == stream) flights[i].done_on = NULL;
 }
 
 void ferry_stream_destroy(ferry_stream *stream) {
@@ -26,8 +26,9 @@ void ferry_stream_destroy(ferry_stream *stream) {
     fe_engine *engine = stream->engine;
     ferry_group *g = (ferry_group *)engine; /* the engine is the group's first member */
     device_of(engine)->stream_destroy(stream);
-    forget_stream(g->dispatch, stream);
-    forget_stream(g->combine, stream);
+    forget_stream(g->dispatch, 2, stream);
+    forget_stream(g->combine, 2, stream);
+    forget_stream(&g->meeting, 1, stream);
 }
 _Static_assert(offsetof(struct ferry_group, engine) == 0, "a stream's engine leads to its group");
 

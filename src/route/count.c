@@ -42,6 +42,11 @@ static int count_token(const fe_shape *shape, const ferry_tensor *idx, const fe_
     return -1;
 }
 
+ferry_status fe_route_tell_index(const fe_shape *shape, int64_t token, int choice, int64_t index) {
+    return fe_fail(FERRY_INVALID, "rank %d: topk_idx[%lld][%d] is %lld; experts are 0..%d, -1 is none", shape->rank,
+                   (long long)token, choice, (long long)index, shape->map->experts - 1);
+}
+
 ferry_status fe_route_count(const fe_shape *shape, const ferry_tensor *idx, const fe_table *table, fe_scratch *scratch,
                             int32_t *counts) {
     const fe_map *map = shape->map;
@@ -50,9 +55,7 @@ ferry_status fe_route_count(const fe_shape *shape, const ferry_tensor *idx, cons
     for (int i = 0; i < map->ranks + map->homes; i++) scratch->stamp[i] = -1;
     for (int64_t t = 0; t < shape->tokens; t++) {
         int wrong = count_token(shape, idx, table, scratch, counts, t);
-        if (wrong >= 0)
-            return fe_fail(FERRY_INVALID, "rank %d: topk_idx[%lld][%d] is %lld; experts are 0..%d, -1 is none",
-                           shape->rank, (long long)t, wrong, (long long)fe_topk_at(idx, t, wrong), map->experts - 1);
+        if (wrong >= 0) return fe_route_tell_index(shape, t, wrong, fe_topk_at(idx, t, wrong));
     }
     return FERRY_OK;
 }

@@ -159,3 +159,12 @@ void fe_route_demand(const fe_shape *shape, const int32_t *all, int32_t *rows) {
         for (int i = 0; i < local; i++) rows[i] += home[i];
     }
 }
+
+ferry_status fe_route_tell_overflow(const fe_shape *shape, const fe_totals *totals) {
+    if (totals->overflow_expert >= 0)
+        return fe_fail(FERRY_OVERFLOW, "rank %d: expert %d on rank %d would get %lld rows, expert_capacity is %lld",
+                       shape->rank, totals->overflow_expert, totals->overflow_rank, (long long)totals->fullest,
+                       (long long)totals->limit);
+    return fe_fail(FERRY_OVERFLOW, "rank %d: rank %d would need %lld row slots, its capacity is %lld", shape->rank,
+                   totals->overflow_rank, (long long)totals->fullest, (long long)totals->limit);
+}

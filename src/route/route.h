@@ -112,6 +112,10 @@ void fe_route_demand(const fe_shape *shape, const int32_t *all, int32_t *rows);
 /* No token chooses anything: what a route becomes when its own input turns out to be wrong after others have begun to count on it. */
 void fe_route_empty(const fe_shape *shape, const fe_table *table, int32_t *counts);
 
+/* The sentences of FERRY_INVALID and FERRY_OVERFLOW. */
+ferry_status fe_route_tell_index(const fe_shape *shape, int64_t token, int choice, int64_t index);
+ferry_status fe_route_tell_overflow(const fe_shape *shape, const fe_totals *totals);
+
 /* Gives every choice its slot. */
 void fe_route_place(const fe_shape *shape, const fe_table *table, fe_scratch *scratch, fe_totals *totals);
 

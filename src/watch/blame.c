@@ -41,15 +41,14 @@ static int guilt(const fe_heap *heap, int rank, fate *why) {
     return atomic_load(&control->waiting) || atomic_load(&control->failed) ? 1 : 2;
 }
 
-static ferry_status blame(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step) {
+ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t epoch, const uint64_t *seen) {
     const fe_heap *heap = watch->heap;
     char names[FE_SENTENCE / 2];
     int most = 0;
     size_t used = 0;
+    atomic_store(&fe_heap_control(heap, heap->rank)->failed, 1);
     for (int r = 0; r < heap->ranks; r++) {
-        const fe_cell *cell = fe_heap_cell(heap, heap->rank, kind, half, r);
-        uint64_t seen = atomic_load(&cell->epoch);
-        if (seen >= epoch) continue;
+        if (seen[r] >= epoch) continue;
         fate why;
         int weight = guilt(heap, r, &why);
         if (weight < most) continue;
@@ -57,9 +56,9 @@ static ferry_status blame(const fe_watch *watch, fe_kind kind, int half, uint64_
         most = weight;
         static const char *const notes[] = {[ALIVE] = "", [STOPPED] = ", process stopped", [DEAD] = ", process gone"};
         if (used < sizeof names)
-            used +=
-                (size_t)snprintf(names + used, sizeof names - used, "%srank %d (reached %llu of %llu%s)",
-                                 used ? ", " : "", r, (unsigned long long)seen, (unsigned long long)epoch, notes[why]);
+            used += (size_t)snprintf(names + used, sizeof names - used, "%srank %d (reached %llu of %llu%s)",
+                                     used ? ", " : "", r, (unsigned long long)seen[r], (unsigned long long)epoch,
+                                     notes[why]);
     }
     return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms in %s for %s", heap->rank,
                    (long long)(watch->timeout_ns / 1000000), step, used ? names : "a rank that came just now");
@@ -73,8 +72,13 @@ ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint6
         if (cell_reached(&a)) continue;
         if (!deadline) deadline = fe_now_ns() + watch->timeout_ns;
         fe_waited waited = fe_watch_wait(watch, cell_reached, &a, deadline);
-        if (waited != FE_ARRIVED) atomic_store(&fe_heap_control(heap, heap->rank)->failed, 1);
-        if (waited == FE_LATE) return blame(watch, kind, half, epoch, step);
+        if (waited == FE_LATE) {
+            uint64_t seen[FERRY_MAX_RANKS];
+            for (int i = 0; i < heap->ranks; i++)
+                seen[i] = atomic_load(&fe_heap_cell(heap, heap->rank, kind, half, i)->epoch);
+            return fe_watch_blame(watch, step, epoch, seen);
+        }
+        if (waited == FE_ABORTED) atomic_store(&fe_heap_control(heap, heap->rank)->failed, 1);
         if (waited == FE_ABORTED)
             return fe_fail(FERRY_ABORTED, "rank %d: the group was aborted while %s waited for rank %d", heap->rank,
                            step, r);

@@ -25,6 +25,9 @@ fe_waited fe_watch_wait(const fe_watch *watch, fe_ready_fn ready, const void *wh
 /* Waits until every rank's cell [kind][half] in this rank's heap has reached epoch. `step` is what the sentence calls it. */
 ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step);
 
+/* FERRY_TIMEOUT, with a sentence that names whose fault it is: of the ranks that have not reached the epoch, by what was seen of each. */
+ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t epoch, const uint64_t *seen);
+
 /* Cell `cell` and whatever else was just written to `rank` is to be noticed: wakes its sleepers. Call after a sequentially consistent store
  * (fe_link_signal does). */
 void fe_watch_ring(const fe_heap *heap, int rank);

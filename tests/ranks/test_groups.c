@@ -381,6 +381,45 @@ static bool layers_rank(rank_env *env) {
     return true;
 }
 
+static void nap_for(void *ms) {
+    nap_ms(*(int *)ms);
+}
+
+/* Meetings that are called one after another, each on another stream, on ranks that reach them at different times. */
+static bool meetings_rank(rank_env *env) {
+    ferry_group_config cfg = ranks_config(4, 16, 8, 2);
+    ferry_group *g;
+    ferry_stream *a, *b;
+    void *block;
+    char mine = (char)env->rank, all[RANKS_MAX];
+    cfg.heap_bytes = 4096;
+    if (!ranks_group(env, &cfg, &g)) return false;
+    RANK_OK(env, ferry_stream_create(g, &a));
+    RANK_OK(env, ferry_stream_create(g, &b));
+    for (int i = 0; i < 5; i++) {
+        int nap = (env->rank + i) % 3 * 20;
+        RANK_OK(env, ferry_stream_call(a, nap_for, &nap));
+        RANK_OK(env, ferry_barrier(g, a));
+        RANK_OK(env, ferry_allgather(g, &mine, all, 1, b));
+        RANK_OK(env, ferry_barrier(g, NULL));
+        RANK_OK(env, ferry_heap_alloc(g, 64, &block));
+        RANK_OK(env, ferry_heap_free(g, block));
+        for (int r = 0; r < env->ranks; r++) RANK_CHECK(env, all[r] == r);
+    }
+    RANK_OK(env, ferry_stream_sync(a));
+    RANK_OK(env, ferry_stream_sync(b));
+    ferry_stream_destroy(a);
+    ferry_stream_destroy(b);
+    ferry_group_destroy(g);
+    return true;
+}
+
+static void test_meetings_on_streams(void **state) {
+    (void)state;
+    RANKS_ASSERT(RANKS_THREADS, RANKS, meetings_rank, NULL);
+    RANKS_ASSERT(RANKS_PROCESSES, RANKS, meetings_rank, NULL);
+}
+
 static void test_order_on_streams(void **state) {
     (void)state;
     RANKS_ASSERT(RANKS_THREADS, RANKS, order_rank, NULL);
@@ -404,7 +443,7 @@ int main(void) {
         cmocka_unit_test(test_unique_id),          cmocka_unit_test(test_callback),
         cmocka_unit_test(test_environment),        cmocka_unit_test(test_many_groups),
         cmocka_unit_test(test_order_on_streams),   cmocka_unit_test(test_overlap),
-        cmocka_unit_test(test_layers_on_a_stream),
+        cmocka_unit_test(test_layers_on_a_stream), cmocka_unit_test(test_meetings_on_streams),
     };
     setenv("FERRY_TOUCH_MB", "1", 0);
     return cmocka_run_group_tests(tests, NULL, NULL);
