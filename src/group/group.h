@@ -10,6 +10,7 @@ typedef struct fe_flight {
     ferry_route *route; /* NULL: nothing is in flight here */
     uint64_t epoch;
     fe_pass pass;          /* of the second half */
+    bool orphan;           /* its route was destroyed before the second half: this half of the buffers stays closed */
     const void *out;       /* what the first half was given to fill */
     ferry_stream *done_on; /* the stream that ran the second half last, if it was on one ... */
     ferry_event *done;     /* ... and its end, so that another stream's first half waits for it */
