@@ -52,7 +52,8 @@ FE_TARGET static void FE_NAME(product)(const fe_product *p) {
 FE_TARGET FE_INLINE fe_v FE_NAME(vexp)(fe_v x) {
     const fe_v zero = {0};
     fe_v low = zero - 87.0f, high = zero + 88.0f;
-    fe_vi below = x < low, above = x > high;
+    fe_vi below = x < low;
+    fe_vi above = x > high;
     x = (fe_v)(((fe_vi)x & ~below & ~above) | ((fe_vi)low & below) | ((fe_vi)high & above));
     fe_v shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the sum's low bits are the nearest whole number */
     fe_v n = shifted - 12582912.0f;

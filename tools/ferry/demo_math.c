@@ -37,7 +37,8 @@ typedef struct kernels {
 #define FE_VECS  2
 #include "demo_kernel.h"
 
-#define TABLE(name, suffix) {name, product_##suffix, exps_##suffix, gelu_##suffix, gelu_back_##suffix}
+#define TABLE(name, suffix) \
+    { name, product_##suffix, exps_##suffix, gelu_##suffix, gelu_back_##suffix }
 
 static const kernels *chosen(void) {
     static const kernels plain = TABLE("128-bit", plain);

@@ -1,5 +1,6 @@
 #include "demo_model.h"
 #include "draw.h"
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,12 +27,14 @@ ferry_group_config fe_demo_group_config(int local_shards, int shard_tokens) {
     return c;
 }
 
-/* n floats, zero, or NULL; freed with the model. */
+/* Zeroed, or NULL; freed with the model. */
 static void *own(fe_demo_model *m, size_t bytes) {
-    void *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!p) return NULL;
-    memset(p, 0, bytes);
-    return m->owned[m->owned_count++] = p;
+    void **p = &m->owned[m->owned_count];
+    *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!*p) return NULL;
+    memset(*p, 0, bytes);
+    m->owned_count++;
+    return *p;
 }
 
 static float *own_floats(fe_demo_model *m, int64_t rows, int columns) {
@@ -41,12 +44,12 @@ static float *own_floats(fe_demo_model *m, int64_t rows, int columns) {
 static bool own_layer(fe_demo_model *m, fe_demo_layer *l, int64_t tokens, int64_t rows) {
     size_t experts = sizeof(fe_demo_expert) * (size_t)m->local_experts;
     return (l->expert = own(m, experts)) && (l->gradient = own(m, experts)) && (l->mean = own(m, experts)) &&
-           (l->square = own(m, experts)) && (l->x = own_floats(m, tokens, H)) && (l->scale = own_floats(m, tokens, 1)) &&
-           (l->h = own_floats(m, tokens, H)) && (l->probability = own_floats(m, tokens, E)) &&
-           (l->choice = own(m, sizeof(int32_t) * (size_t)tokens * K)) && (l->weight = own_floats(m, tokens, K)) &&
-           (l->received = own_floats(m, rows, H)) && (l->received_weight = own_floats(m, rows, 1)) &&
-           (l->inner = own_floats(m, rows, F)) && (l->active = own_floats(m, rows, F)) &&
-           (l->returned = own_floats(m, rows, H));
+           (l->square = own(m, experts)) && (l->x = own_floats(m, tokens, H)) &&
+           (l->scale = own_floats(m, tokens, 1)) && (l->h = own_floats(m, tokens, H)) &&
+           (l->probability = own_floats(m, tokens, E)) && (l->choice = own(m, sizeof(int32_t) * (size_t)tokens * K)) &&
+           (l->weight = own_floats(m, tokens, K)) && (l->received = own_floats(m, rows, H)) &&
+           (l->received_weight = own_floats(m, rows, 1)) && (l->inner = own_floats(m, rows, F)) &&
+           (l->active = own_floats(m, rows, F)) && (l->returned = own_floats(m, rows, H));
 }
 
 static bool own_all(fe_demo_model *m) {

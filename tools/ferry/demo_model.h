@@ -50,13 +50,13 @@ typedef struct fe_demo_tally {
 } fe_demo_tally;
 
 typedef struct fe_demo_layer {
-    fe_demo_expert *expert, *gradient, *mean, *square;                  /* [local experts]; Adam's two averages */
-    float *x, *scale, *h, *probability;                                 /* of this rank's tokens */
-    int32_t *choice;                                                    /* [tokens, TOPK] */
-    float *weight;                                                      /* [tokens, TOPK] */
-    ferry_route *route;                                                 /* from forward to backward */
+    fe_demo_expert *expert, *gradient, *mean, *square; /* [local experts]; Adam's two averages */
+    float *x, *scale, *h, *probability;                /* of this rank's tokens */
+    int32_t *choice;                                   /* [tokens, TOPK] */
+    float *weight;                                     /* [tokens, TOPK] */
+    ferry_route *route;                                /* from forward to backward */
     ferry_route_info info;
-    float *received, *received_weight, *inner, *active, *returned;      /* rows of this rank's experts */
+    float *received, *received_weight, *inner, *active, *returned; /* rows of this rank's experts */
 } fe_demo_layer;
 
 typedef struct fe_demo_model {

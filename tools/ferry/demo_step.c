@@ -5,9 +5,9 @@
 
 enum { H = FE_DEMO_HIDDEN, F = FE_DEMO_INNER, E = FE_DEMO_EXPERTS, K = FE_DEMO_TOPK };
 
-#define TRY(call)                                  \
-    do {                                           \
-        ferry_status try_status = (call);          \
+#define TRY(call)                                      \
+    do {                                               \
+        ferry_status try_status = (call);              \
         if (try_status != FERRY_OK) return try_status; \
     } while (0)
 
@@ -152,6 +152,7 @@ void fe_demo_update(fe_demo_model *m, int step, float rate) {
                    sizeof *m->dense / sizeof(float));
     for (int i = 0; i < FE_DEMO_LAYERS; i++) {
         fe_demo_layer *l = &m->layer[i];
-        fe_adam_update(&adam, (float *)l->expert, (const float *)l->gradient, (float *)l->mean, (float *)l->square, experts);
+        fe_adam_update(&adam, (float *)l->expert, (const float *)l->gradient, (float *)l->mean, (float *)l->square,
+                       experts);
     }
 }
