@@ -24,6 +24,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __CUDACC__ /* kernels compute by the same functions where an instruction does not do it for them */
+#define FE_NUM static __host__ __device__ inline
+#else
+#define FE_NUM static inline
+#endif
+
 #define FE_F32_NAN    0x7fc00000u
 #define FE_BF16_NAN   0x7fc0u
 #define FE_FP16_NAN   0x7e00u
@@ -32,32 +38,32 @@
 #define FE_CAST_AMAX  1e-4f /* a block's amax is taken as at least this: a block of zeros has a scale too */
 #define FE_CAST_BLOCK 128   /* channels that share a scale */
 
-static inline uint32_t fe_f32_bits(float value) {
+FE_NUM uint32_t fe_f32_bits(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-static inline float fe_f32_of_bits(uint32_t bits) {
+FE_NUM float fe_f32_of_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static inline bool fe_f32_is_nan(float value) {
+FE_NUM bool fe_f32_is_nan(float value) {
     return (fe_f32_bits(value) & 0x7fffffffu) > 0x7f800000u;
 }
 
-static inline float fe_f32_canonical(float value) {
+FE_NUM float fe_f32_canonical(float value) {
     return fe_f32_is_nan(value) ? fe_f32_of_bits(FE_F32_NAN) : value;
 }
 
 /* Exact; a NaN keeps its payload. */
-static inline float fe_bf16_to_f32(uint16_t bits) {
+FE_NUM float fe_bf16_to_f32(uint16_t bits) {
     return fe_f32_of_bits((uint32_t)bits << 16);
 }
 
-static inline uint16_t fe_bf16_from_f32(float value) {
+FE_NUM uint16_t fe_bf16_from_f32(float value) {
     uint32_t bits = fe_f32_bits(value);
     if (fe_f32_is_nan(value)) return FE_BF16_NAN;
     /* Just under half a unit, and the rest of it when the kept part is odd. A carry into the exponent is right: it
@@ -66,7 +72,7 @@ static inline uint16_t fe_bf16_from_f32(float value) {
 }
 
 /* Exact; NaN becomes canonical. */
-static inline float fe_fp16_to_f32(uint16_t bits) {
+FE_NUM float fe_fp16_to_f32(uint16_t bits) {
     uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
     if (magnitude > 0x7c00u) return fe_f32_of_bits(FE_F32_NAN);
     if (magnitude == 0x7c00u) return fe_f32_of_bits(sign | 0x7f800000u);
@@ -75,7 +81,7 @@ static inline float fe_fp16_to_f32(uint16_t bits) {
     return fe_f32_of_bits(sign | fe_f32_bits(subnormal));
 }
 
-static inline uint16_t fe_fp16_from_f32(float value) {
+FE_NUM uint16_t fe_fp16_from_f32(float value) {
     uint32_t bits = fe_f32_bits(value), magnitude = bits & 0x7fffffffu;
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
     if (fe_f32_is_nan(value)) return FE_FP16_NAN;
@@ -87,7 +93,7 @@ static inline uint16_t fe_fp16_from_f32(float value) {
 }
 
 /* Exact; NaN becomes canonical. */
-static inline float fe_e4m3_to_f32(uint8_t bits) {
+FE_NUM float fe_e4m3_to_f32(uint8_t bits) {
     uint32_t sign = (uint32_t)(bits & 0x80u) << 24, magnitude = bits & 0x7fu;
     if (magnitude == FE_E4M3_NAN) return fe_f32_of_bits(FE_F32_NAN);
     if (magnitude >= 0x08u) return fe_f32_of_bits(sign | ((magnitude << 20) + ((127u - 7u) << 23)));
@@ -95,7 +101,7 @@ static inline float fe_e4m3_to_f32(uint8_t bits) {
     return fe_f32_of_bits(sign | fe_f32_bits(subnormal));
 }
 
-static inline uint8_t fe_e4m3_from_f32(float value) {
+FE_NUM uint8_t fe_e4m3_from_f32(float value) {
     uint32_t bits = fe_f32_bits(value), magnitude = bits & 0x7fffffffu;
     uint8_t sign = (uint8_t)(bits >> 24 & 0x80u);
     if (fe_f32_is_nan(value)) return FE_E4M3_NAN;
@@ -107,16 +113,16 @@ static inline uint8_t fe_e4m3_from_f32(float value) {
 }
 
 /* The smallest power of two that is at least `value`, which is a normal number from 2^-126 to 2^127. */
-static inline float fe_pow2_ceil(float value) {
+FE_NUM float fe_pow2_ceil(float value) {
     return fe_f32_of_bits((fe_f32_bits(value) + 0x007fffffu) & 0x7f800000u);
 }
 
 /* Of a power of two from 2^-126 to 2^127. */
-static inline uint8_t fe_ue8m0_from_f32(float power) {
+FE_NUM uint8_t fe_ue8m0_from_f32(float power) {
     return (uint8_t)(fe_f32_bits(power) >> 23);
 }
 
-static inline float fe_ue8m0_to_f32(uint8_t bits) {
+FE_NUM float fe_ue8m0_to_f32(uint8_t bits) {
     if (bits == 0xff) return fe_f32_of_bits(FE_F32_NAN);
     if (bits == 0) return 0x1p-127f; /* subnormal in f32 */
     return fe_f32_of_bits((uint32_t)bits << 23);
@@ -129,13 +135,14 @@ typedef struct fe_block_scale {
     float scale, factor;
 } fe_block_scale;
 
-static inline fe_block_scale fe_block_scale_of(float amax, bool pow2) {
+FE_NUM fe_block_scale fe_block_scale_of(float amax, bool pow2) {
     if (amax < FE_CAST_AMAX) amax = FE_CAST_AMAX;
     if (amax > FLT_MAX) amax = FLT_MAX;
     float scale = amax / FE_E4M3_MAX;
-    if (!pow2) return (fe_block_scale){.scale = scale, .factor = FE_E4M3_MAX / amax};
-    scale = fe_pow2_ceil(scale);
-    return (fe_block_scale){.scale = scale, .factor = fe_f32_of_bits((254u << 23) - fe_f32_bits(scale))};
+    fe_block_scale block;
+    block.scale = pow2 ? fe_pow2_ceil(scale) : scale;
+    block.factor = pow2 ? fe_f32_of_bits((254u << 23) - fe_f32_bits(block.scale)) : FE_E4M3_MAX / amax;
+    return block;
 }
 
 #endif

@@ -14,31 +14,12 @@
 
 #include "base/os.h"
 #include "boot/boot.h"
+#include "heap/cell.h"
 #include "heap/mapping.h"
 #include <stdbool.h>
 
 #define FE_CACHE_LINE 64
 #define FE_SCRATCH    65536
-
-/* What a cell announces. One writer, one reader, and a value that only grows; see docs/protocol.md. */
-typedef enum fe_kind {
-    FE_COUNTS,  /* my row of counts is in your memory */
-    FE_COUNTED, /* I have read your row of counts */
-    FE_READY,   /* you may write my receive buffer, at these offsets */
-    FE_ROWS,    /* my rows are in your receive buffer */
-    FE_OFFER,   /* my experts' outputs are at this offset of my heap */
-    FE_PULLED,  /* I have read what I need of your outputs */
-    FE_MEET,    /* barrier, all-gather, broadcast, symmetric allocation */
-    FE_KINDS
-} fe_kind;
-
-#define FE_CELL_WORDS 7
-
-/* Payload first, then a release store of epoch; whoever acquires the epoch sees the payload. */
-typedef struct fe_cell {
-    _Atomic uint64_t epoch;
-    uint64_t word[FE_CELL_WORDS];
-} fe_cell;
 
 typedef struct fe_control {
     uint64_t magic;

@@ -6,6 +6,13 @@
 
 #include "base/status.h"
 
+/* Arithmetic that kernels use too. */
+#ifdef __CUDACC__
+#define FE_PURE static __host__ __device__ inline
+#else
+#define FE_PURE static inline
+#endif
+
 typedef struct fe_map {
     int experts, ranks, homes;
     int most_local;       /* the most homes on one rank */
@@ -22,12 +29,12 @@ ferry_status fe_map_create(int experts, int ranks, const int32_t *expert_first, 
 void fe_map_destroy(fe_map *map);
 
 /* The home that serves this expert for this token: copies take turns by (source rank + token). */
-static inline int32_t fe_map_home(const fe_map *map, int64_t expert, int source, int64_t token) {
+FE_PURE int32_t fe_map_home(const fe_map *map, int64_t expert, int source, int64_t token) {
     int32_t first = map->copy_first[expert], copies = map->copy_first[expert + 1] - first;
     return copies == 1 ? map->copy[first] : map->copy[first + (int32_t)((source + token) % copies)];
 }
 
-static inline int fe_map_local(const fe_map *map, int rank) {
+FE_PURE int fe_map_local(const fe_map *map, int rank) {
     return map->rank_first[rank + 1] - map->rank_first[rank];
 }
 

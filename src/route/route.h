@@ -22,13 +22,13 @@ typedef struct fe_shape {
 
 /* One rank's row of counts, as it travels: header, rows per rank (a token once), rows per home. int32 each. */
 enum { FE_COUNT_TOKENS, FE_COUNT_STATUS, FE_COUNT_HEADER = 4 };
-static inline size_t fe_counts_length(const fe_map *map) {
+FE_PURE size_t fe_counts_length(const fe_map *map) {
     return (size_t)FE_COUNT_HEADER + (size_t)map->ranks + (size_t)map->homes;
 }
-static inline int32_t *fe_counts_rank(int32_t *counts) {
+FE_PURE int32_t *fe_counts_rank(int32_t *counts) {
     return counts + FE_COUNT_HEADER;
 }
-static inline int32_t *fe_counts_home(int32_t *counts, const fe_map *map) {
+FE_PURE int32_t *fe_counts_home(int32_t *counts, const fe_map *map) {
     return counts + FE_COUNT_HEADER + map->ranks;
 }
 
@@ -67,24 +67,24 @@ typedef struct fe_totals {
     int overflow_expert; /* logical expert whose capacity was met; -1: the rank's */
 } fe_totals;
 
-static inline int fe_units(const fe_shape *s) {
+FE_PURE int fe_units(const fe_shape *s) {
     return s->layout == FERRY_LAYOUT_RANK ? s->ranks : s->map->homes;
 }
-static inline int fe_local_units(const fe_shape *s) {
+FE_PURE int fe_local_units(const fe_shape *s) {
     return s->layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(s->map, s->rank);
 }
-static inline int fe_first_unit(const fe_shape *s, int rank) {
+FE_PURE int fe_first_unit(const fe_shape *s, int rank) {
     return s->layout == FERRY_LAYOUT_RANK ? rank : s->map->rank_first[rank];
 }
-static inline int fe_unit_of(const fe_shape *s, int32_t home) {
+FE_PURE int fe_unit_of(const fe_shape *s, int32_t home) {
     return s->layout == FERRY_LAYOUT_RANK ? s->map->home_rank[home] : home;
 }
 /* Fixed slots per source: the place of a row follows from this rank's own counts. */
-static inline bool fe_slots_fixed(const fe_shape *s) {
+FE_PURE bool fe_slots_fixed(const fe_shape *s) {
     return s->mode == FERRY_LATENCY && s->layout != FERRY_LAYOUT_EXPERT;
 }
 /* Must counts be exchanged before rows can be placed? */
-static inline bool fe_needs_exchange(const fe_shape *s) {
+FE_PURE bool fe_needs_exchange(const fe_shape *s) {
     return !fe_slots_fixed(s) || s->expert_capacity > 0 || s->rank_capacity > 0;
 }
 
@@ -92,7 +92,7 @@ static inline bool fe_needs_exchange(const fe_shape *s) {
 int64_t fe_worst_rows(const fe_shape *shape, int rank);
 
 /* Reads one index of a [tokens, topk] tensor of int32 or int64. */
-static inline int64_t fe_topk_at(const ferry_tensor *idx, int64_t token, int64_t choice) {
+FE_PURE int64_t fe_topk_at(const ferry_tensor *idx, int64_t token, int64_t choice) {
     int64_t at = token * idx->strides[0] + choice * idx->strides[1];
     return idx->dtype == FERRY_INT32 ? ((const int32_t *)idx->data)[at] : ((const int64_t *)idx->data)[at];
 }

@@ -1,0 +1,186 @@
+/* A pass: a plain struct that exchange/ and group/ fill in and a device executes in stream order, always in the same five acts:
+ *     announce a note to every rank; await a note from every rank; move data; signal a note to every rank; settle (await again).
+ * The protocol (which note when, with which epoch) is written once, by those who fill it in. C and C++. */
+#ifndef FERRY_DEVICE_PASS_H
+#define FERRY_DEVICE_PASS_H
+
+#include "heap/cell.h"
+#include "route/route.h"
+
+typedef struct fe_note {
+    bool used;
+    fe_kind kind;
+    int half;
+    uint64_t epoch;
+    uint64_t word[FE_CELL_WORDS];
+} fe_note;
+
+typedef struct fe_await {
+    bool used;
+    fe_kind kind;
+    int half;
+    uint64_t epoch;
+    unsigned same;                /* bit i: word[i] must equal this rank's, below, on every rank */
+    uint64_t word[FE_CELL_WORDS]; /* ours */
+} fe_await;
+
+/* Says in a sentence which field of two payloads differs; FERRY_MISMATCH. */
+typedef ferry_status (*fe_explain_fn)(const char *step, int rank, const uint64_t *ours, int other,
+                                      const uint64_t *theirs);
+
+/* A route as a device sees it. The arrays, in the device's memory, are the route object's. */
+typedef struct fe_route_data {
+    fe_shape shape;
+    fe_table table;
+    fe_scratch scratch;
+    fe_blocks blocks;
+    fe_totals *totals;
+    int32_t *counts; /* [fe_counts_length] this rank's row */
+    int32_t
+        *demand; /* [local experts] tokens that chose each, capacities left aside; only where counts are exchanged */
+    uint64_t counts_at;    /* heap offset of [2][ranks][fe_counts_length] int32 */
+    ferry_tensor topk_idx; /* the caller's, with explicit strides */
+    ferry_tensor topk_weights;
+} fe_route_data;
+
+/* Words of a READY note: where the receiver wants things, as offsets into its heap. */
+enum { FE_AT_ROWS, FE_AT_SCALES, FE_AT_SOURCE, FE_AT_IDS, FE_AT_WEIGHTS, FE_AT_STRIDES, FE_AT_FORMAT };
+/* FE_AT_STRIDES: bytes from row to row, and from one row's scales to the next. */
+static inline uint64_t fe_strides(uint64_t row, uint64_t scale) {
+    return row << 32 | scale;
+}
+
+/* Words of an OFFER note. */
+enum { FE_OFFER_ROWS, FE_OFFER_STRIDE, FE_OFFER_WEIGHTS, FE_OFFER_FORMAT = FE_AT_FORMAT };
+
+typedef struct fe_scatter { /* dispatch, sending side */
+    const char *rows;
+    int64_t row_stride; /* bytes */
+    size_t row_bytes;   /* as they travel (after the cast) */
+    size_t columns;     /* of the input, for the cast */
+    ferry_cast cast;
+    const char *scales;            /* 4-byte words; NULL: none given */
+    int64_t scale_row, scale_word; /* strides in bytes */
+    size_t scale_bytes;            /* a row, as they travel */
+    bool topk;                     /* deliver source, ids, weights */
+    int64_t stream_bytes;          /* a step that writes more than this writes past the cache */
+    uint64_t tails_at;             /* heap offset of [2][ranks][most_local] int32: counts that come with the rows */
+} fe_scatter;
+
+typedef struct fe_deliver { /* dispatch, receiving side. A copy is made where `to` is set. */
+    size_t row_bytes, scale_bytes;
+    uint64_t rows_at, scales_at, source_at, ids_at, weights_at; /* where they landed */
+    int64_t row_stride, scale_stride;                           /* bytes, there */
+    char *rows_to, *scales_to, *source_to, *ids_to, *weights_to;
+    int64_t rows_to_stride, scale_to_row, scale_to_word; /* bytes */
+    int32_t *counts_to, *starts_to;
+    bool topk, zero_padding;
+    uint64_t tails_at;
+} fe_deliver;
+
+typedef struct fe_gather { /* combine, offering side: rows from outside the heap */
+    const char *rows;
+    int64_t row_stride;
+    size_t row_bytes;
+    const char *weights;          /* NULL: none */
+    size_t weight_bytes;          /* a row's */
+    uint64_t rows_to, weights_to; /* heap offsets; rows_to 0: rows are in the heap already; likewise weights_to */
+} fe_gather;
+
+typedef struct fe_reduce { /* combine, owner's side */
+    ferry_dtype in_type, out_type;
+    size_t columns;
+    bool weighted;
+    const float *weights;              /* [tokens][topk] by the strides below; NULL: the route's */
+    int64_t weight_row, weight_choice; /* elements */
+    const char *bias[2];
+    int64_t bias_stride[2]; /* bytes */
+    char *out;
+    int64_t out_stride;
+    float *weights_out; /* [tokens][topk] or NULL */
+} fe_reduce;
+
+typedef struct fe_publish { /* meetings: into this rank's scratch of the pass's half */
+    const void *from;
+    size_t bytes;
+} fe_publish;
+
+typedef struct
+    fe_collect { /* meetings: out of the scratch of rank `root`, or (-1) of all, `apart` bytes from rank to rank */
+    char *to;
+    size_t bytes, apart;
+    int root;
+} fe_collect;
+
+typedef struct
+    fe_transfer { /* put, get: both addresses are this process's. Then, with owner >= 0, a signal in its space */
+    void *to;
+    const void *from;
+    size_t bytes;
+    int owner;
+    ferry_signal_op op;
+    uint64_t signal_at, value;
+} fe_transfer;
+
+typedef struct fe_until { /* wait until a word of this rank's space compares true */
+    uint64_t at;
+    ferry_compare compare;
+    uint64_t value;
+    int64_t timeout_ns;
+} fe_until;
+
+typedef struct fe_atomic { /* on a word of owner's space */
+    int owner;
+    uint64_t at, add, expected, desired;
+    bool swap;     /* compare and swap; else add */
+    uint64_t *old; /* host memory */
+} fe_atomic;
+
+typedef enum fe_move {
+    FE_MOVE_NOTHING,
+    FE_MOVE_COUNT,    /* route: top-k to counts */
+    FE_MOVE_SPREAD,   /* route: counts to every rank */
+    FE_MOVE_PLACE,    /* route: counts of all to slots */
+    FE_MOVE_SCATTER,  /* dispatch: rows to their slots */
+    FE_MOVE_DELIVER,  /* dispatch: what arrived, to where it is wanted */
+    FE_MOVE_GATHER,   /* combine: rows into the heap */
+    FE_MOVE_REDUCE,   /* combine: pull and sum */
+    FE_MOVE_PUBLISH,  /* all-gather, broadcast: into scratch */
+    FE_MOVE_COLLECT,  /* and out of it */
+    FE_MOVE_TRANSFER, /* put, get, signal */
+    FE_MOVE_UNTIL,    /* wait for a word */
+    FE_MOVE_ATOMIC
+} fe_move;
+
+/* Where the caller of a pass wants its error, instead of in the stream's. */
+typedef struct fe_outcome {
+    ferry_status status;
+    char sentence[FE_SENTENCE];
+} fe_outcome;
+
+typedef struct fe_pass {
+    char step[40];       /* for sentences: "dispatch 17 (send)" */
+    bool lenient;        /* an error of this pass leaves the group as it is */
+    fe_outcome *outcome; /* with a stream: written when the pass has run; may be NULL */
+    int half;
+    fe_note announce;
+    fe_await await;
+    fe_move move;
+    fe_route_data *route;
+    union {
+        fe_scatter scatter;
+        fe_deliver deliver;
+        fe_gather gather;
+        fe_reduce reduce;
+        fe_publish publish;
+        fe_collect collect;
+        fe_transfer transfer;
+        fe_until until;
+        fe_atomic atomic;
+    };
+    fe_note signal;
+    fe_await settle;
+    fe_explain_fn explain;
+} fe_pass;
+
+#endif
