@@ -97,7 +97,8 @@ typedef enum ferry_dtype {
     FERRY_BF16 = 1,  /* bfloat16: the upper half of an IEEE-754 binary32 */
     FERRY_FP16 = 2,  /* IEEE-754 binary16 */
     FERRY_FP32 = 3,  /* IEEE-754 binary32 */
-    FERRY_E4M3 = 4,  /* OCP FP8 E4M3 ("fn": no infinities, 448 the largest; OCP 8-bit Floating Point Specification 1.0) */
+    FERRY_E4M3 =
+        4, /* OCP FP8 E4M3 ("fn": no infinities, 448 the largest; OCP 8-bit Floating Point Specification 1.0) */
     FERRY_INT32 = 5,
     FERRY_INT64 = 6,
     FERRY_UE8M0X4 = 7 /* four UE8M0 exponents in one int32, lowest byte first (OCP Microscaling Formats 1.0) */
@@ -149,11 +150,12 @@ typedef enum ferry_device { FERRY_CPU = 0, FERRY_CUDA = 1 } ferry_device;
 /* Layout of the rows that a rank receives. R ranks, M = max_tokens, L local experts of the receiving rank.
  * In all of them, rows of one block are ordered by source rank, then by token. */
 typedef enum ferry_layout {
-    FERRY_LAYOUT_RANK = 1,   /* [rows, hidden]: a token once per rank, however many of its experts live there.
+    FERRY_LAYOUT_RANK = 1, /* [rows, hidden]: a token once per rank, however many of its experts live there.
                                 THROUGHPUT: packed. LATENCY: source s begins at row s * M. */
-    FERRY_LAYOUT_EXPERT = 2, /* [rows, hidden]: a token once per local expert, packed by local expert, each expert's block
+    FERRY_LAYOUT_EXPERT =
+        2,                 /* [rows, hidden]: a token once per local expert, packed by local expert, each expert's block
                                 beginning at a multiple of expert_alignment */
-    FERRY_LAYOUT_SLOTS = 4   /* [L, R * M, hidden]: a token once per local expert; shapes do not depend on data.
+    FERRY_LAYOUT_SLOTS = 4 /* [L, R * M, hidden]: a token once per local expert; shapes do not depend on data.
                                 THROUGHPUT: each expert's rows packed from slot 0. LATENCY: source s begins at slot
                                 s * M of its expert; see counts and starts of ferry_dispatch_out. */
 } ferry_layout;
@@ -164,8 +166,8 @@ typedef enum ferry_mode {
 } ferry_mode;
 
 #define FERRY_MAGIC_GROUP_CONFIG 0x4647525043464731ull
-#define FERRY_MAX_TOPK 64
-#define FERRY_MAX_RANKS 1024
+#define FERRY_MAX_TOPK           64
+#define FERRY_MAX_RANKS          1024
 
 /* Every rank passes the same values (ranks compare them when they meet; FERRY_MISMATCH names the field that differs),
  * except for timeout_ms and threads, which may differ. */
@@ -177,15 +179,16 @@ typedef struct ferry_group_config {
     int hidden;          /* channels of the widest row */
     int max_tokens;      /* M >= 1: the most tokens one rank dispatches in one step */
     int max_topk;        /* 1..64: the most choices per token */
-    ferry_dtype dtype;   /* widest element of a row, with hidden sets the bytes of a row slot; FERRY_BYTES (0) is taken as
+    ferry_dtype dtype; /* widest element of a row, with hidden sets the bytes of a row slot; FERRY_BYTES (0) is taken as
                             FERRY_BF16. hidden * element bytes must be a multiple of 16. */
-    int layouts;         /* sum of ferry_layouts that the group will use; sets the default of max_recv_rows.
+    int layouts;       /* sum of ferry_layouts that the group will use; sets the default of max_recv_rows.
                             0: RANK + EXPERT */
-    int64_t max_recv_rows; /* rows a rank's receive buffer holds. 0: the worst case of the layouts, with an expert_alignment of up to
+    int64_t
+        max_recv_rows; /* rows a rank's receive buffer holds. 0: the worst case of the layouts, with an expert_alignment of up to
                               128. The memory is reserved, and used only as far as rows arrive. */
-    int64_t heap_bytes;    /* symmetric heap for ferry_heap_alloc, beside Ferry's own buffers; 0: none */
-    int timeout_ms;        /* deadline of every wait; 0: FERRY_TIMEOUT_MS, or 30000 */
-    int threads;           /* CPU workers of this rank; 0: FERRY_THREADS, or cores / ranks of this machine, at least 1 */
+    int64_t heap_bytes; /* symmetric heap for ferry_heap_alloc, beside Ferry's own buffers; 0: none */
+    int timeout_ms;     /* deadline of every wait; 0: FERRY_TIMEOUT_MS, or 30000 */
+    int threads;        /* CPU workers of this rank; 0: FERRY_THREADS, or cores / ranks of this machine, at least 1 */
     /* Where experts live. Both NULL: expert e on the rank r with r*E/R <= e < (r+1)*E/R. Otherwise expert e has a copy on each
      * of expert_rank[expert_first[e]] .. expert_rank[expert_first[e+1]-1], at least one, no rank twice. A token whose
      * expert has n copies goes to copy number (source rank + token index) mod n. Copied by the call. */
@@ -316,7 +319,8 @@ FERRY_API ferry_status ferry_put_signal(ferry_group *group, void *symmetric, con
                                         uint64_t *signal, uint64_t value, ferry_signal_op op, int rank,
                                         ferry_stream *stream);
 /* Atomic on a symmetric, 8-byte-aligned word of rank `rank`; *old (may be NULL) is what it held. Sequentially consistent. */
-FERRY_API ferry_status ferry_fetch_add(ferry_group *group, uint64_t *symmetric, uint64_t value, int rank, uint64_t *old);
+FERRY_API ferry_status ferry_fetch_add(ferry_group *group, uint64_t *symmetric, uint64_t value, int rank,
+                                       uint64_t *old);
 FERRY_API ferry_status ferry_compare_swap(ferry_group *group, uint64_t *symmetric, uint64_t expected, uint64_t desired,
                                           int rank, uint64_t *old);
 /* Puts and signals of this thread before the fence are seen by each rank before those after it. What is on a stream is ordered by the
@@ -337,14 +341,15 @@ typedef enum ferry_compare {
 /* Waits until this rank's own heap word `signal` compares true with value; acquires what was put before the signal. At most
  * timeout_ms (0: the group's; -1 is not accepted: no wait is unbounded), then FERRY_TIMEOUT with the value that was seen. With a NULL
  * stream that ends only this call; on a stream, what follows counts on the word, and the group fails as by any other timeout. */
-FERRY_API ferry_status ferry_wait_until(ferry_group *group, const uint64_t *signal, ferry_compare compare, uint64_t value,
-                                        int timeout_ms, ferry_stream *stream);
+FERRY_API ferry_status ferry_wait_until(ferry_group *group, const uint64_t *signal, ferry_compare compare,
+                                        uint64_t value, int timeout_ms, ferry_stream *stream);
 
 /* [collective] */
 FERRY_API ferry_status ferry_barrier(ferry_group *group, ferry_stream *stream);
 /* [collective] all[ranks][bytes] from every rank's mine[bytes]; any memory, any size. mine may be `all`, or its own place in it. Meetings
  * (barrier, allgather, broadcast, heap_alloc, heap_free) take place in the order of their calls, also on different streams. */
-FERRY_API ferry_status ferry_allgather(ferry_group *group, const void *mine, void *all, size_t bytes, ferry_stream *stream);
+FERRY_API ferry_status ferry_allgather(ferry_group *group, const void *mine, void *all, size_t bytes,
+                                       ferry_stream *stream);
 /* [collective] buffer[bytes] of rank root to all. */
 FERRY_API ferry_status ferry_broadcast(ferry_group *group, void *buffer, size_t bytes, int root, ferry_stream *stream);
 
@@ -354,7 +359,8 @@ FERRY_API ferry_status ferry_broadcast(ferry_group *group, void *buffer, size_t 
 
 typedef enum ferry_overflow {
     FERRY_OVERFLOW_ERROR = 0, /* all ranks return FERRY_OVERFLOW, naming the fullest rank */
-    FERRY_OVERFLOW_DROP = 1   /* rows past a capacity are left out, the last in the layout's order first, and counted; in the combine
+    FERRY_OVERFLOW_DROP =
+        1 /* rows past a capacity are left out, the last in the layout's order first, and counted; in the combine
                                  they add nothing */
 } ferry_overflow;
 
@@ -370,7 +376,7 @@ typedef struct ferry_route_config {
     ferry_tensor topk_weights; /* [tokens, topk] float32, any strides, or data NULL: no weights */
     ferry_layout layout;
     ferry_mode mode;
-    int expert_alignment;   /* EXPERT: blocks begin at multiples of it; 0 and 1: packed */
+    int expert_alignment;    /* EXPERT: blocks begin at multiples of it; 0 and 1: packed */
     int64_t expert_capacity; /* EXPERT, SLOTS: the most rows a local expert takes in; 0: no limit */
     int64_t rank_capacity;   /* RANK, EXPERT: the most row slots a rank takes in (padding counts); 0: max_recv_rows */
     ferry_overflow overflow;
@@ -405,11 +411,12 @@ typedef struct ferry_route_info {
     int tokens, topk, local_experts, ranks;
     ferry_layout layout;
     ferry_mode mode;
-    int64_t rows;                /* rows that an output tensor must hold, padding included (for SLOTS: L * R * M) */
-    int64_t received;            /* rows that arrive, without padding; -1 when not known to the host */
-    int64_t sent;                /* rows that this rank sends, copies to itself included; -1 when not known */
-    int64_t dropped;             /* rows of this rank's tokens that were left out for capacity; -1 when not known */
-    const int32_t *expert_rows;  /* [L] rows of each local expert: tokens that chose it. RANK layout: also filled, dropped ones included */
+    int64_t rows;     /* rows that an output tensor must hold, padding included (for SLOTS: L * R * M) */
+    int64_t received; /* rows that arrive, without padding; -1 when not known to the host */
+    int64_t sent;     /* rows that this rank sends, copies to itself included; -1 when not known */
+    int64_t dropped;  /* rows of this rank's tokens that were left out for capacity; -1 when not known */
+    const int32_t *
+        expert_rows; /* [L] rows of each local expert: tokens that chose it. RANK layout: also filled, dropped ones included */
     const int32_t *expert_start; /* [L] first row of each local expert's block (EXPERT, SLOTS); NULL for RANK */
     const int32_t *source_rows;  /* [R] rows from each source rank */
     const int32_t *source_start; /* [R] RANK: first row from each source rank; NULL otherwise */
@@ -462,9 +469,11 @@ static inline ferry_dispatch_options ferry_dispatch_options_init(void) {
 typedef struct ferry_dispatch_in {
     size_t size;
     uint64_t magic;
-    ferry_tensor rows;   /* [tokens, columns], rows contiguous inside, any row stride. Row bytes, before a cast: a multiple of 16, at most
+    ferry_tensor
+        rows; /* [tokens, columns], rows contiguous inside, any row stride. Row bytes, before a cast: a multiple of 16, at most
                             the group's. Casts take FERRY_BF16. */
-    ferry_tensor scales; /* [tokens, n] of a 4-byte dtype, any strides (or FERRY_BYTES, n a multiple of 4, contiguous inside a row); or
+    ferry_tensor
+        scales; /* [tokens, n] of a 4-byte dtype, any strides (or FERRY_BYTES, n a multiple of 4, contiguous inside a row); or
                             data NULL. Carried as given, at most 4 * ceil(hidden / 128) bytes a row. Not with a cast. */
 } ferry_dispatch_in;
 
@@ -486,16 +495,18 @@ static inline ferry_dispatch_in ferry_dispatch_in_init(void) {
 typedef struct ferry_dispatch_out {
     size_t size;
     uint64_t magic;
-    ferry_tensor rows;         /* RANK, EXPERT: [info.rows, columns]; SLOTS: [L, R * M, columns] */
-    ferry_tensor scales;       /* like rows, n columns, of the given dtype; of casts FERRY_FP32 or FERRY_UE8M0X4. The caller's may have any
+    ferry_tensor rows; /* RANK, EXPERT: [info.rows, columns]; SLOTS: [L, R * M, columns] */
+    ferry_tensor
+        scales; /* like rows, n columns, of the given dtype; of casts FERRY_FP32 or FERRY_UE8M0X4. The caller's may have any
                                   strides inside an expert, and any 4-byte dtype */
-    ferry_tensor topk_idx;     /* RANK: [info.rows, topk] int32 local expert of each choice, -1 when not on this rank;
+    ferry_tensor topk_idx; /* RANK: [info.rows, topk] int32 local expert of each choice, -1 when not on this rank;
                                   EXPERT, SLOTS: not made */
-    ferry_tensor topk_weights; /* RANK: [info.rows, topk] float32, 0 where topk_idx is -1; EXPERT, SLOTS: [rows], the sum, in
+    ferry_tensor
+        topk_weights;    /* RANK: [info.rows, topk] float32, 0 where topk_idx is -1; EXPERT, SLOTS: [rows], the sum, in
                                   choice order, of the token's weights for this expert, 0 in padding. Only when the route has weights. */
-    ferry_tensor source;       /* [rows] int32: source rank * max_tokens + token; -1 in padding of EXPERT */
-    ferry_tensor counts;       /* int32. RANK: [R] rows from each rank. EXPERT, SLOTS: [L, R] */
-    ferry_tensor starts;       /* int32, shaped like counts: first row of that block (SLOTS: first slot inside the expert) */
+    ferry_tensor source; /* [rows] int32: source rank * max_tokens + token; -1 in padding of EXPERT */
+    ferry_tensor counts; /* int32. RANK: [R] rows from each rank. EXPERT, SLOTS: [L, R] */
+    ferry_tensor starts; /* int32, shaped like counts: first row of that block (SLOTS: first slot inside the expert) */
 } ferry_dispatch_out;
 
 static inline ferry_dispatch_out ferry_dispatch_out_init(void) {
@@ -553,11 +564,13 @@ static inline ferry_combine_options ferry_combine_options_init(void) {
 typedef struct ferry_combine_in {
     size_t size;
     uint64_t magic;
-    ferry_tensor rows;    /* bf16, fp16 or fp32, row bytes a multiple of 16 and at most the group's (fp32 of full width wants a group of
+    ferry_tensor
+        rows; /* bf16, fp16 or fp32, row bytes a multiple of 16 and at most the group's (fp32 of full width wants a group of
                              dtype FERRY_FP32); the slots of the dispatch: [info.rows, columns] or [L, R * M, columns]. Rows in the
                              symmetric heap (a dispatch view, ferry_combine_buffer, ferry_heap_alloc) are read in place by
                              the other ranks; others are copied in first. Every rank passes the same dtype and columns. */
-    ferry_tensor weights; /* RANK: [info.rows, topk] float32; EXPERT, SLOTS: [rows] float32; contiguous; or data NULL (on every rank) */
+    ferry_tensor
+        weights; /* RANK: [info.rows, topk] float32; EXPERT, SLOTS: [rows] float32; contiguous; or data NULL (on every rank) */
 } ferry_combine_in;
 
 static inline ferry_combine_in ferry_combine_in_init(void) {
@@ -574,9 +587,11 @@ static inline ferry_combine_in ferry_combine_in_init(void) {
 typedef struct ferry_combine_out {
     size_t size;
     uint64_t magic;
-    ferry_tensor rows;    /* [tokens, columns] bf16, fp16 or fp32 of the caller's, rows contiguous inside, apart from all inputs; data NULL
+    ferry_tensor
+        rows; /* [tokens, columns] bf16, fp16 or fp32 of the caller's, rows contiguous inside, apart from all inputs; data NULL
                              only with 0 tokens */
-    ferry_tensor weights; /* [tokens, topk] float32, contiguous, when in.weights is given: for each choice, the weight that its row
+    ferry_tensor
+        weights; /* [tokens, topk] float32, contiguous, when in.weights is given: for each choice, the weight that its row
                              brought back, 0 for none. The backward pass of topk_weights. */
 } ferry_combine_out;
 
@@ -597,8 +612,8 @@ FERRY_API ferry_status ferry_combine(ferry_route *route, const ferry_combine_in 
 /* [collective] The two halves: send offers this rank's rows to their owners, recv pulls and sums this rank's tokens. At most two
  * combines of a group may be sent and not yet received; recv takes the oldest of the route. in.rows stays
  * untouched until recv is complete. options and in of send hold for both. */
-FERRY_API ferry_status ferry_combine_send(ferry_route *route, const ferry_combine_in *in, const ferry_combine_options *options,
-                                          ferry_stream *stream);
+FERRY_API ferry_status ferry_combine_send(ferry_route *route, const ferry_combine_in *in,
+                                          const ferry_combine_options *options, ferry_stream *stream);
 FERRY_API ferry_status ferry_combine_recv(ferry_route *route, ferry_combine_out *out, ferry_stream *stream);
 
 /* A view, in the shape that combine wants, of the library's buffer for the group's next combine: experts that write

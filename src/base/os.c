@@ -7,12 +7,15 @@
 
 /* A container's share of the processor (cgroup v2: "quota period", in microseconds, or "max"), rounded up; 0: not limited. */
 static int quota_cores(void) {
-    long long quota = 0, period = 0;
+    long long quota, period;
     FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
     if (!file) return 0;
-    int got = fscanf(file, "%lld %lld", &quota, &period);
+    char text[64] = "", *end;
+    if (!fgets(text, sizeof text, file)) text[0] = 0;
     fclose(file);
-    return got == 2 && quota > 0 && period > 0 ? (int)((quota + period - 1) / period) : 0;
+    quota = strtoll(text, &end, 10); /* 0 for "max" */
+    period = strtoll(end, NULL, 10);
+    return quota > 0 && period > 0 ? (int)((quota + period - 1) / period) : 0;
 }
 
 int fe_cores(void) {

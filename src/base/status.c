@@ -11,7 +11,7 @@ const char *ferry_last_error(void) {
     return sentence;
 }
 
-ferry_status fe_fail(ferry_status status, const char *format, ...) {
+ferry_status fe_fail_(ferry_status status, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(sentence, sizeof sentence, format, arguments);
@@ -20,7 +20,7 @@ ferry_status fe_fail(ferry_status status, const char *format, ...) {
     return status;
 }
 
-ferry_status fe_fail_errno(const char *format, ...) {
+ferry_status fe_fail_errno_(const char *format, ...) {
     int error = errno;
     char what[FE_SENTENCE / 2];
     va_list arguments;

@@ -183,7 +183,7 @@ FE_INLINE void load_pair(fe_vf v[2], const void *from, ferry_dtype type) {
 
 #ifndef FE_OWN_CANONICAL
 FE_INLINE fe_vf canonical(fe_vf v) {
-    fe_vu nan = (fe_vu)(v != v);
+    fe_vu nan = (fe_vu)(v != v); /* NOLINT(misc-redundant-expression): only a NaN differs from itself */
     return (fe_vf)(((fe_vu)v & ~nan) | (nan & FE_F32_NAN));
 }
 #endif

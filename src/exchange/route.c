@@ -353,7 +353,8 @@ ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, fe_pass *pass
     const fe_device *device = g->engine.device;
     if (!stream || !wait) return device->submit(&g->engine, stream, pass);
     fe_outcome outcome = {.status = FERRY_OK};
-    pass->outcome = &outcome;
+    pass->outcome =
+        &outcome; /* cppcheck-suppress autoVariables ; taken back below, after the stream has run the pass */
     FE_TRY(device->submit(&g->engine, stream, pass));
     device->stream_drain(stream);
     pass->outcome = NULL;

@@ -64,7 +64,7 @@ ferry_status fe_map_create(int experts, int ranks, const int32_t *expert_first, 
     map->rank_first = calloc((size_t)ranks + 1, sizeof(int32_t));
     map->home_rank = calloc((size_t)map->homes, sizeof(int32_t));
     map->home_expert = calloc((size_t)map->homes, sizeof(int32_t));
-    int32_t *rank = malloc((size_t)map->homes * sizeof(int32_t));
+    int32_t *rank = calloc((size_t)map->homes, sizeof(int32_t));
     if (!map->copy_first || !map->copy || !map->rank_first || !map->home_rank || !map->home_expert || !rank) {
         free(rank);
         fe_map_destroy(map);

@@ -28,7 +28,7 @@ static fate process_fate(int pid) {
     fclose(file);
     text[n] = '\0';
     const char *end = strrchr(text, ')');
-    char state = end && end[1] == ' ' ? end[2] : 'R';
+    int state = end && end[1] == ' ' ? end[2] : 'R';
     return state == 'Z' || state == 'X' ? DEAD : state == 'T' || state == 't' ? STOPPED : ALIVE;
 }
 

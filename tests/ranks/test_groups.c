@@ -300,7 +300,7 @@ static bool order_rank(rank_env *env) {
         RANK_OK(env, ferry_stream_call(b, write_note, &notes[i]));
     }
     RANK_OK(env, ferry_event_sync(event));
-    RANK_CHECK(env, ferry_event_done(event) == 1 && next >= 32);
+    RANK_CHECK(env, ferry_event_done(event) == 1 && __atomic_load_n(&next, __ATOMIC_SEQ_CST) >= 32);
     RANK_OK(env, ferry_stream_sync(b));
     RANK_OK(env, ferry_stream_sync(a));
     RANK_CHECK(env, ferry_stream_idle(a) == 1 && ferry_stream_idle(b) == 1);

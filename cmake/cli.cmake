@@ -1,0 +1,39 @@
+# The command, from outside: exit status and output; and the library, from where `cmake --install` puts it.
+set(ci ${CMAKE_SOURCE_DIR}/tests/ci)
+
+# command(name seconds status pattern arguments...): exit status and a pattern (grep -E) that the output must have
+function(command name seconds status pattern)
+    check(${name} cli ${seconds} ${ci}/expect.sh ${status} ${pattern} $<TARGET_FILE:ferry_command> ${ARGN})
+endfunction()
+
+command(version 10 0 "^ferry ${PROJECT_VERSION}$" --version)
+command(help 10 0 "^usage: ferry COMMAND" help)
+command(help_bench 10 0 "--layout" help bench)
+command(no_command 10 2 "^usage: ferry COMMAND")
+command(wrong_command 10 2 "'frobnicate' is no command" frobnicate)
+command(wrong_option 10 2 "--ranks" bench --ranks=0)
+command(info 10 0 "FERRY_TIMEOUT_MS" info)
+check(info_json cli 10 sh -c "\"$1\" info --json - | python3 -m json.tool >/dev/null" sh $<TARGET_FILE:ferry_command>)
+
+set(small bench --check --ranks 2 --tokens 64 --hidden 256 --experts 8 --topk 2 --iters 3 --warmup 1)
+foreach(mode throughput latency)
+    foreach(layout rank expert slots)
+        command(bench_${mode}_${layout} 60 0 "dispatch" ${small} --mode ${mode} --layout ${layout})
+    endforeach()
+endforeach()
+command(bench_processes 60 0 "dispatch" ${small} --ranks-as processes)
+command(bench_cast 60 0 "dispatch" ${small} --layout expert --dtype fp8 --cast)
+command(demo 120 0 "." demo --short)
+
+# The examples, as their readers have them: the public header and the shared library.
+file(GLOB examples CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/examples/*.c)
+foreach(example ${examples})
+    get_filename_component(name ${example} NAME_WE)
+    add_executable(example_${name} ${example})
+    target_link_libraries(example_${name} PRIVATE ferry Threads::Threads)
+    check(example_${name} cli 60 example_${name})
+endforeach()
+
+if(NOT FERRY_SANITIZE) # a sanitizer's library needs the sanitizer in whatever links it
+    check(install install 120 ${ci}/install.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+endif()

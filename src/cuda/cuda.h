@@ -1,0 +1,91 @@
+/* The CUDA device, inside. C (device.c, memory.c, stream.c, report.c) and CUDA C++ (the kernels).
+ *
+ * A pass is one kernel of at most `blocks` blocks; a rank's kernels never use more SMs than that. Epochs live in device memory and are
+ * counted per half (fe_cuda_own), so that a captured graph goes on where the last replay stopped. */
+#ifndef FERRY_CUDA_CUDA_H
+#define FERRY_CUDA_CUDA_H
+
+#include "device/pass.h"
+
+#include <cuda_runtime_api.h>
+
+#define FE_CUDA_TICKETS 64 /* launches of a rank that may be under way at once */
+#define FE_CUDA_TIDES   4  /* kinds of notes in pairs: COUNTS and COUNTED, READY and ROWS, OFFER and PULLED, MEET */
+
+typedef struct fe_cuda_own {          /* device memory of this rank alone */
+    uint32_t broken;                  /* a pass has failed for good: later ones do nothing */
+    uint32_t done[FE_CUDA_TICKETS];   /* blocks of a launch that are through with their move; the last one clears it */
+    uint64_t epoch[FE_CUDA_TIDES][2]; /* of the last step of the tide and half */
+} fe_cuda_own;
+
+/* What a kernel has to say to the host: pinned memory, mapped. */
+typedef struct fe_cuda_report {
+    uint32_t fatal; /* ferry_status, written last; FERRY_OK: nothing */
+    int32_t other;  /* MISMATCH: with whom */
+    char step[40];
+    uint64_t epoch, ours[FE_CELL_WORDS], theirs[FE_CELL_WORDS];
+    fe_explain_fn explain;
+    uint64_t seen[FERRY_MAX_RANKS]; /* TIMEOUT: how far each rank had come */
+    uint32_t soft; /* FERRY_INVALID or FERRY_OVERFLOW of a route, or TIMEOUT of a lenient wait; written last */
+    int32_t choice;
+    int64_t token, index;
+    fe_totals totals;
+    uint64_t word; /* old value of an atomic; the word that a wait saw */
+} fe_cuda_report;
+
+typedef struct fe_cuda_world { /* a group as kernels see it */
+    int rank, ranks;
+    char *const *space; /* [ranks] device memory */
+    fe_cuda_own *own;
+    fe_cuda_report *report;
+    const uint32_t *aborted; /* of this rank's control block in host memory; NULL where that cannot be mapped */
+    uint32_t *waiting;
+    fe_map map; /* with arrays in device memory */
+    uint64_t scratch_at, timeout_ns;
+} fe_cuda_world;
+
+/* Beside fe_table, for kernels: where each row goes, ready to use. */
+typedef struct fe_cuda_place {
+    int32_t rank, slot; /* slot -1: nowhere */
+} fe_cuda_place;
+
+typedef struct fe_cuda_extra { /* of a route; device memory */
+    fe_cuda_place *go;         /* [tokens][topk] distinct places in order of summation, then slot -1 */
+    fe_cuda_place *at;         /* [tokens][topk] of each choice */
+    int32_t *block_total;      /* [blocks][ranks + homes] rows that each block's tokens send */
+    uint64_t *wrong;           /* the first choice that is no expert: token * FERRY_MAX_TOPK + choice; ~0: none */
+} fe_cuda_extra;
+
+/* A kernel's argument. */
+typedef struct fe_cuda_args {
+    fe_pass pass;
+    fe_route_data route; /* a copy of *pass.route */
+    fe_cuda_extra extra;
+    fe_cuda_world world;
+    int blocks, ticket;
+} fe_cuda_args;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+/* One for each move; `blocks` of args is what may be used, and is set to what is used. */
+cudaError_t fe_cuda_launch_nothing(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_count(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_spread(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_place(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_scatter(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_deliver(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_gather(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_reduce(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_publish(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_collect(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_transfer(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_until(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_atomic(fe_cuda_args *args, cudaStream_t stream);
+/* Shared memory that a route of this many units needs; the most warps that fit a block (0: too many units). */
+int fe_cuda_route_warps(int bins, size_t shared_most, size_t *shared);
+#ifdef __cplusplus
+}
+#endif
+
+#endif

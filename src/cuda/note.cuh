@@ -1,0 +1,183 @@
+/* Words with an order, notes, bounded waits: the acts of a pass around its move. The protocol is docs/protocol.md's; what is written
+ * sequentially consistent there for the sake of sleepers is a release and an acquire here, since a kernel never sleeps. */
+#ifndef FERRY_CUDA_NOTE_CUH
+#define FERRY_CUDA_NOTE_CUH
+
+#include "cuda/cuda.h"
+
+#define FE_DEVICE static __device__ __forceinline__
+#define FE_WARP   32
+#define FE_ALL    0xffffffffu
+
+/* ---- words ---- */
+
+FE_DEVICE uint64_t fe_acquire(const uint64_t *word) {
+    uint64_t value;
+    asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
+    return value;
+}
+FE_DEVICE void fe_release(uint64_t *word, uint64_t value) {
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+/* Nanoseconds of a clock that all blocks share; its steps are about a microsecond. */
+FE_DEVICE uint64_t fe_device_ns(void) {
+    uint64_t now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+}
+FE_DEVICE int fe_lane(void) {
+    return (int)(threadIdx.x % FE_WARP);
+}
+
+/* ---- reports ---- */
+
+/* The first failure of the rank is told, and stops its later passes. True in the one thread that may tell. */
+FE_DEVICE bool fe_break(const fe_cuda_args &a) {
+    return atomicExch(&a.world.own->broken, 1u) == 0;
+}
+
+FE_DEVICE void fe_tell_fatal(const fe_cuda_args &a, ferry_status status, uint64_t epoch) {
+    fe_cuda_report *r = a.world.report;
+    for (int i = 0; i < (int)sizeof r->step; i++) r->step[i] = a.pass.step[i];
+    r->epoch = epoch;
+    r->explain = a.pass.explain;
+    __threadfence_system();
+    *(volatile uint32_t *)&r->fatal = (uint32_t)status;
+    __threadfence_system();
+}
+
+/* ---- notes ---- */
+
+FE_DEVICE fe_cell *fe_cell_of(const fe_cuda_world &w, int owner, int kind, int half, int source) {
+    return (fe_cell *)w.space[owner] + ((size_t)kind * 2 + half) * w.ranks + source;
+}
+
+FE_DEVICE int fe_tide(int kind) {
+    return kind == FE_MEET ? 3 : kind / 2;
+}
+
+/* One whole warp: to every rank. What was stored before, and counted, is visible to who hears. */
+FE_DEVICE void fe_say(const fe_cuda_args &a, const fe_note &note, uint64_t epoch) {
+    const fe_cuda_world &w = a.world;
+    for (int i = fe_lane(); i < w.ranks; i += FE_WARP) { /* starting behind oneself spreads the stores over owners */
+        fe_cell *cell = fe_cell_of(w, (w.rank + 1 + i) % w.ranks, note.kind, note.half, w.rank);
+        for (int k = 0; k < FE_CELL_WORDS; k++) cell->word[k] = note.word[k];
+        fe_release(&cell->epoch, epoch);
+    }
+    __syncwarp();
+}
+
+FE_DEVICE bool fe_give_up(const fe_cuda_args &a, uint64_t *start, ferry_status *why, uint64_t timeout_ns) {
+    uint64_t now = fe_device_ns();
+    if (*start == 0) {
+        *start = now;
+        *(volatile uint32_t *)a.world.waiting = 1; /* who waits is not to blame for being late */
+    }
+    *why = FERRY_TIMEOUT;
+    if (now - *start > timeout_ns) return true;
+    *why = FERRY_ABORTED;
+    return a.world.aborted && *(const volatile uint32_t *)a.world.aborted;
+}
+
+/* One whole warp: until every rank's cell has reached the epoch. False: it was not, and the host has been told. */
+FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t epoch) {
+    const fe_cuda_world &w = a.world;
+    uint64_t start = 0;
+    for (uint32_t turn = 1;; turn++) {
+        bool here = true;
+        for (int r = fe_lane(); r < w.ranks; r += FE_WARP)
+            here = here && fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch) >= epoch;
+        if (__all_sync(FE_ALL, here)) break;
+        if (turn % 256 != 0) continue; /* the clock, and even more the host's word, cost more than a look at a cell */
+        ferry_status why = FERRY_OK;
+        int stop = fe_lane() == 0 && fe_give_up(a, &start, &why, w.timeout_ns);
+        if (!__shfl_sync(FE_ALL, stop, 0)) continue;
+        if (fe_lane() == 0 && fe_break(a)) {
+            for (int r = 0; r < w.ranks; r++)
+                w.report->seen[r] = fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch);
+            fe_tell_fatal(a, why, epoch);
+        }
+        return false;
+    }
+    if (start) *(volatile uint32_t *)w.waiting = 0;
+    __syncwarp(); /* what lane r acquired, all lanes may read */
+    return true;
+}
+
+/* One whole warp, after fe_hear: do the words that must be equal agree? False: they do not, and the host has been told. */
+FE_DEVICE bool fe_agree(const fe_cuda_args &a, const fe_await &await, uint64_t epoch) {
+    const fe_cuda_world &w = a.world;
+    int other = w.ranks;
+    for (int r = fe_lane(); await.same && r < w.ranks; r += FE_WARP)
+        for (int k = 0; k < FE_CELL_WORDS; k++)
+            if ((await.same >> k & 1) && fe_cell_of(w, w.rank, await.kind, await.half, r)->word[k] != await.word[k] &&
+                r < other)
+                other = r;
+    other = __reduce_min_sync(FE_ALL, other);
+    if (other == w.ranks) return true;
+    if (fe_lane() != 0) return false;
+    if (a.pass.lenient || fe_break(a)) {
+        w.report->other = other;
+        for (int k = 0; k < FE_CELL_WORDS; k++) {
+            w.report->ours[k] = await.word[k];
+            w.report->theirs[k] = fe_cell_of(w, w.rank, await.kind, await.half, other)->word[k];
+        }
+        fe_tell_fatal(a, FERRY_MISMATCH, epoch);
+    }
+    return false;
+}
+
+/* ---- the acts ---- */
+
+/* Does the pass begin a step of its tide (and count it), or go on with one? */
+FE_DEVICE bool fe_begins(const fe_pass &p) {
+    return p.announce.used ||
+           (p.signal.used && (p.signal.kind == FE_COUNTS || p.signal.kind == FE_OFFER || p.signal.kind == FE_MEET));
+}
+FE_DEVICE int fe_pass_tide(const fe_pass &p) {
+    return p.announce.used ? fe_tide(p.announce.kind)
+           : p.signal.used ? fe_tide(p.signal.kind)
+           : p.await.used  ? fe_tide(p.await.kind)
+                           : 0;
+}
+
+/* Whole block, first of all. False: the block has nothing to do and returns at once. *epoch is the step's. */
+FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
+    __shared__ int go;
+    const fe_pass &p = a.pass;
+    *epoch = *(volatile uint64_t *)&a.world.own->epoch[fe_pass_tide(p)][p.half] + (fe_begins(p) ? 1 : 0);
+    if (threadIdx.x < FE_WARP) {
+        bool good = *(volatile uint32_t *)&a.world.own->broken == 0;
+        if (good && p.announce.used && blockIdx.x == 0) fe_say(a, p.announce, *epoch);
+        if (good && p.await.used) {
+            uint64_t until = p.await.kind == FE_COUNTED ? *epoch - 1 : *epoch;
+            good = fe_hear(a, p.await, until);
+            if (good && blockIdx.x == 0) good = fe_agree(a, p.await, until);
+        }
+        if (threadIdx.x == 0) go = good;
+    }
+    __syncthreads();
+    return go;
+}
+
+/* Whole block, last of all: the block that comes last signals and settles; the others are gone by then. */
+FE_DEVICE void fe_close(const fe_cuda_args &a, uint64_t epoch) {
+    const fe_pass &p = a.pass;
+    fe_cuda_own *own = a.world.own;
+    __syncthreads();
+    if (threadIdx.x >= FE_WARP) return;
+    uint32_t before = 0;
+    if (fe_lane() == 0) {
+        __threadfence();
+        before = atomicAdd(&own->done[a.ticket], 1u);
+        __threadfence();
+    }
+    if (__shfl_sync(FE_ALL, before, 0) + 1 != gridDim.x) return;
+    if (p.signal.used) fe_say(a, p.signal, epoch);
+    bool good = !p.settle.used || (fe_hear(a, p.settle, epoch) && fe_agree(a, p.settle, epoch));
+    if (fe_lane() != 0) return;
+    own->done[a.ticket] = 0;
+    if (fe_begins(p) && (good || p.lenient)) own->epoch[fe_pass_tide(p)][p.half] = epoch;
+}
+
+#endif

@@ -1,0 +1,93 @@
+#!/bin/sh
+# Everything that can be tested on this machine, each kind in a build of its own. Ends with one line, "N passed, N failed": every
+# CTest test of every build, every build itself, and every CUDA file and architecture is one. What cannot run has failed; what does
+# not apply is named in a line that begins with SKIP. Exit status 1 when anything failed.
+#
+#   FERRY_TEST_CASES=n   drawn cases of the rank tests in the first build (the others have fewer)
+cd "$(dirname "$0")/../.." || exit 1
+jobs=${JOBS:-2}
+passed=0 failed=0 broken=
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+count() { # NAME STATUS: one more that passed or failed
+    if [ "$2" -eq 0 ]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1)) broken="$broken
+  $1"
+    fi
+}
+
+step() { # NAME COMMAND...: prints the end of what the command says, when it fails
+    name=$1
+    shift
+    "$@" >"$log" 2>&1
+    status=$?
+    [ "$status" -eq 0 ] || tail -n 80 "$log"
+    count "$name" "$status"
+    return "$status"
+}
+
+compile() { # FOLDER CMAKE-OPTION...
+    folder=$1
+    shift
+    cmake -S . -B "$folder" -DFERRY_TESTS=ON -DFERRY_WERROR=ON "$@" && cmake --build "$folder" --parallel "$jobs"
+}
+
+tests() { # NAME FOLDER CMAKE-OPTION...: a build and its tests
+    suite=$1 folder=$2
+    shift 2
+    printf '\n==== %s\n' "$suite"
+    begun=$(date +%s)
+    if step "$suite: build" compile "$folder" "$@"; then
+        echo "built in $(($(date +%s) - begun)) s"
+        $run ctest --test-dir "$folder" --parallel "$jobs" --no-tests=error --output-on-failure 2>&1 | tee "$log"
+        # cmocka's skipped tests pass for CTest. They are named here, by the test that skipped.
+        sed -n 's/^\[ *SKIPPED *\] \([a-z_0-9]*\)$/SKIP '"$suite"': \1/p' "$folder/Testing/Temporary/LastTest.log" | sort -u
+        bad=$(sed -n 's/.*tests passed, \([0-9]*\) tests\{0,1\} failed out of [0-9]*.*/\1/p' "$log")
+        all=$(sed -n 's/.*tests passed, [0-9]* tests\{0,1\} failed out of \([0-9]*\).*/\1/p' "$log")
+        if [ -n "$all" ]; then
+            passed=$((passed + all - bad)) failed=$((failed + bad))
+            [ "$bad" -eq 0 ] || broken="$broken
+$(sed -n "s/^\t *[0-9]* - \([^ ]*\) (.*/  $suite: \1/p" "$log")"
+        else
+            count "$suite: ctest" 1
+        fi
+    fi
+    echo "$suite took $(($(date +%s) - begun)) s"
+}
+
+cuda() { # every kernel file for every architecture; nothing of it is run
+    printf '\n==== cuda\n'
+    set -- src/cuda/*.cu
+    [ -e "$1" ] || { echo "SKIP cuda: no src/cuda/*.cu in this tree" && return; }
+    nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v nvcc) || { echo "SKIP cuda: no nvcc on this machine" && return; }
+    mkdir -p build/cuda
+    for file in "$@"; do
+        for arch in 80 90 100; do
+            step "nvcc $file sm_$arch" "$nvcc" -O3 -arch="sm_$arch" -Werror all-warnings -I src -I include -c "$file" \
+                -o "build/cuda/$(basename "$file").$arch.o" && echo "ok $file sm_$arch"
+        done
+    done
+}
+
+run=
+tests gcc build
+export FERRY_TEST_CASES=300
+tests clang build/clang -DCMAKE_C_COMPILER=clang -DFERRY_LINT=ON
+export FERRY_TEST_CASES=150
+tests asan build/asan -DCMAKE_C_COMPILER=clang -DFERRY_SANITIZE=address,undefined
+tests fuzz build/fuzz -DCMAKE_C_COMPILER=clang -DFERRY_FUZZ=ON
+# Without -R the kernel may put things where this clang's thread sanitizer wants its shadow.
+setarch -R true 2>/dev/null && run="setarch -R"
+tests tsan build/tsan -DCMAKE_C_COMPILER=clang -DFERRY_SANITIZE=thread
+run=
+export FERRY_TEST_CASES=40
+tests arm build/arm -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DFERRY_COMMAND=OFF
+cuda
+
+printf '\n'
+[ -z "$broken" ] || printf 'failed:%s\n' "$broken"
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
