@@ -170,7 +170,7 @@ typedef enum ferry_mode {
 #define FERRY_MAX_RANKS          1024
 
 /* Every rank passes the same values (ranks compare them when they meet; FERRY_MISMATCH names the field that differs),
- * except for timeout_ms and threads, which may differ. */
+ * except for timeout_ms, threads and sms, which may differ. */
 typedef struct ferry_group_config {
     size_t size;
     uint64_t magic;
@@ -194,6 +194,8 @@ typedef struct ferry_group_config {
      * expert has n copies goes to copy number (source rank + token index) mod n. Copied by the call. */
     const int32_t *expert_first; /* [experts + 1], expert_first[0] == 0, not falling */
     const int32_t *expert_rank;  /* [expert_first[experts]] */
+    int sms; /* CUDA: the most SMs that a step of this rank uses, so that all ranks of a GPU fit on it at once; 0: FERRY_SMS, or by the
+                rule in docs/gpu.md. May differ between ranks. */
 } ferry_group_config;
 
 static inline ferry_group_config ferry_group_config_init(void) {

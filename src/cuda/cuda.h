@@ -9,8 +9,9 @@
 
 #include <cuda_runtime_api.h>
 
-#define FE_CUDA_TICKETS 64 /* launches of a rank that may be under way at once */
-#define FE_CUDA_TIDES   4  /* kinds of notes in pairs: COUNTS and COUNTED, READY and ROWS, OFFER and PULLED, MEET */
+#define FE_CUDA_TICKETS 64    /* launches of a rank that may be under way at once */
+#define FE_CUDA_SCRATCH 65536 /* FE_SCRATCH of heap.h, which is C */
+#define FE_CUDA_TIDES   4     /* kinds of notes in pairs: COUNTS and COUNTED, READY and ROWS, OFFER and PULLED, MEET */
 
 typedef struct fe_cuda_own {          /* device memory of this rank alone */
     uint32_t broken;                  /* a pass has failed for good: later ones do nothing */
@@ -53,6 +54,7 @@ typedef struct fe_cuda_extra { /* of a route; device memory */
     fe_cuda_place *go;         /* [tokens][topk] distinct places in order of summation, then slot -1 */
     fe_cuda_place *at;         /* [tokens][topk] of each choice */
     int32_t *block_total;      /* [blocks][ranks + homes] rows that each block's tokens send */
+    fe_totals *of_rank;        /* [blocks][ranks] scratch of place */
     uint64_t *wrong;           /* the first choice that is no expert: token * FERRY_MAX_TOPK + choice; ~0: none */
 } fe_cuda_extra;
 
@@ -63,6 +65,9 @@ typedef struct fe_cuda_args {
     fe_cuda_extra extra;
     fe_cuda_world world;
     int blocks, ticket;
+    int route_warps; /* of a block of count and place, and its shared memory */
+    size_t route_shared;
+    char *const *spaces; /* world.space, in host memory */
 } fe_cuda_args;
 
 #ifdef __cplusplus

@@ -46,6 +46,13 @@ FE_DEVICE void fe_tell_fatal(const fe_cuda_args &a, ferry_status status, uint64_
     __threadfence_system();
 }
 
+/* What is wrong with a step, and not with the group. One thread. */
+FE_DEVICE void fe_tell_soft(const fe_cuda_args &a, ferry_status status) {
+    __threadfence_system();
+    *(volatile uint32_t *)&a.world.report->soft = (uint32_t)status;
+    __threadfence_system();
+}
+
 /* ---- notes ---- */
 
 FE_DEVICE fe_cell *fe_cell_of(const fe_cuda_world &w, int owner, int kind, int half, int source) {
@@ -160,24 +167,26 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     return go;
 }
 
-/* Whole block, last of all: the block that comes last signals and settles; the others are gone by then. */
-FE_DEVICE void fe_close(const fe_cuda_args &a, uint64_t epoch) {
+/* Whole block, last of all: the block that comes last signals and settles; the others are gone by then. True in one thread of it, for
+ * what is to be told after. */
+FE_DEVICE bool fe_close(const fe_cuda_args &a, uint64_t epoch) {
     const fe_pass &p = a.pass;
     fe_cuda_own *own = a.world.own;
     __syncthreads();
-    if (threadIdx.x >= FE_WARP) return;
+    if (threadIdx.x >= FE_WARP) return false;
     uint32_t before = 0;
     if (fe_lane() == 0) {
         __threadfence();
         before = atomicAdd(&own->done[a.ticket], 1u);
         __threadfence();
     }
-    if (__shfl_sync(FE_ALL, before, 0) + 1 != gridDim.x) return;
+    if (__shfl_sync(FE_ALL, before, 0) + 1 != gridDim.x) return false;
     if (p.signal.used) fe_say(a, p.signal, epoch);
     bool good = !p.settle.used || (fe_hear(a, p.settle, epoch) && fe_agree(a, p.settle, epoch));
-    if (fe_lane() != 0) return;
+    if (fe_lane() != 0) return false;
     own->done[a.ticket] = 0;
     if (fe_begins(p) && (good || p.lenient)) own->epoch[fe_pass_tide(p)][p.half] = epoch;
+    return true;
 }
 
 #endif

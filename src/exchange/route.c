@@ -349,15 +349,14 @@ ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream
     return fe_group_ready(route->group, call);
 }
 
-ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, fe_pass *pass, bool wait) {
+ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, const fe_pass *pass, bool wait) {
     const fe_device *device = g->engine.device;
     if (!stream || !wait) return device->submit(&g->engine, stream, pass);
     fe_outcome outcome = {.status = FERRY_OK};
-    pass->outcome =
-        &outcome; /* cppcheck-suppress autoVariables ; taken back below, after the stream has run the pass */
-    FE_TRY(device->submit(&g->engine, stream, pass));
+    fe_pass mine = *pass;
+    mine.outcome = &outcome;
+    FE_TRY(device->submit(&g->engine, stream, &mine));
     device->stream_drain(stream);
-    pass->outcome = NULL;
     return outcome.status == FERRY_OK ? FERRY_OK : fe_fail_again(outcome.status, outcome.sentence);
 }
 

@@ -25,7 +25,7 @@ struct ferry_route {
 ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream, const char *call);
 
 /* Puts the pass on the stream (NULL: runs it). wait: does not return before it has run, with its status. */
-ferry_status fe_route_submit(ferry_group *group, ferry_stream *stream, fe_pass *pass, bool wait);
+ferry_status fe_route_submit(ferry_group *group, ferry_stream *stream, const fe_pass *pass, bool wait);
 
 /* May the half be used for the next step? */
 ferry_status fe_flight_free(const fe_flight *flight, const char *what);

@@ -33,6 +33,7 @@ ferry_status fe_config_check(const ferry_group_config *cfg) {
     FE_TRY(check_range("heap_bytes", cfg->heap_bytes, 0, (int64_t)1 << 46));
     FE_TRY(check_range("timeout_ms", cfg->timeout_ms, 0, 1 << 30));
     FE_TRY(check_range("threads", cfg->threads, 0, 1024));
+    FE_TRY(check_range("sms", cfg->sms, 0, 4096));
     if (!cfg->expert_first != !cfg->expert_rank)
         return fe_fail(FERRY_INVALID, "group config: of expert_first and expert_rank only one is given");
     return FERRY_OK;

@@ -86,7 +86,8 @@ static void populate(char *from, size_t bytes) {
 #endif
     for (size_t i = 0; i < bytes; i += PAGE) { /* what is there stays */
         volatile char *at = from + i;
-        *at = *at;
+        char there = *at;
+        *at = there;
     }
 }
 

@@ -111,6 +111,7 @@ FE_PURE void fe_lay_rank_with(fe_cursor *c, int rank) {
 FE_PURE void fe_lay_rank(const fe_shape *shape, const int32_t *all, int rank, fe_scratch *scratch, fe_blocks *blocks,
                          fe_totals *totals) {
     fe_cursor c;
+    memset(&c, 0, sizeof c);
     c.shape = shape;
     c.map = shape->map;
     c.all = all;

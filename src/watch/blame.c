@@ -73,7 +73,7 @@ ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint6
         if (!deadline) deadline = fe_now_ns() + watch->timeout_ns;
         fe_waited waited = fe_watch_wait(watch, cell_reached, &a, deadline);
         if (waited == FE_LATE) {
-            uint64_t seen[FERRY_MAX_RANKS];
+            uint64_t seen[FERRY_MAX_RANKS] = {0};
             for (int i = 0; i < heap->ranks; i++)
                 seen[i] = atomic_load(&fe_heap_cell(heap, heap->rank, kind, half, i)->epoch);
             return fe_watch_blame(watch, step, epoch, seen);

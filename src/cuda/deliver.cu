@@ -1,0 +1,152 @@
+/* What arrived, to where it is wanted: counts and starts, padding, copies out of the space where the caller's tensors lie elsewhere; and,
+ * the other way, the combine's rows into it. A warp takes a row. */
+#include "cuda/note.cuh"
+#include "route/lay.h"
+
+/* One row; both addresses and the length decide how wide it goes. */
+FE_DEVICE void copy_row(char *to, const char *from, size_t bytes) {
+    uintptr_t all = (uintptr_t)to | (uintptr_t)from | bytes;
+    int lane = fe_lane();
+    if (all % 16 == 0)
+        for (size_t i = lane; i < bytes / 16; i += FE_WARP) ((uint4 *)to)[i] = ((const uint4 *)from)[i];
+    else if (all % 4 == 0)
+        for (size_t i = lane; i < bytes / 4; i += FE_WARP) ((uint32_t *)to)[i] = ((const uint32_t *)from)[i];
+    else
+        for (size_t i = lane; i < bytes; i += FE_WARP) to[i] = from[i];
+}
+
+FE_DEVICE int local_units(const fe_cuda_args &a) {
+    return a.route.shape.layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(&a.world.map, a.route.shape.rank);
+}
+
+/* Calls each(slot) for every real row, a row to a warp of the grid. */
+template <class Each> FE_DEVICE void walk_rows(const fe_cuda_args &a, Each each) {
+    const fe_shape &s = a.route.shape;
+    int64_t per_unit = s.layout == FERRY_LAYOUT_SLOTS ? (int64_t)s.ranks * s.max_tokens : 0;
+    int64_t warp = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / FE_WARP;
+    int64_t warps = (int64_t)gridDim.x * blockDim.x / FE_WARP, before = 0;
+    int blocks = local_units(a) * s.ranks;
+    for (int b = 0; b < blocks; b++) {
+        int64_t count = a.route.blocks.counts[b], start = b / s.ranks * per_unit + a.route.blocks.starts[b];
+        /* The rows of all blocks are dealt to the warps in turn: short blocks keep all warps busy too. */
+        int64_t first = (warp - before % warps + warps) % warps;
+        for (int64_t i = first; i < count; i += warps) each(start + i);
+        before += count;
+    }
+}
+
+/* ---- dispatch ---- */
+
+/* Fixed slots: the counts came with the rows. The same at every dispatch of the route. */
+FE_DEVICE void read_tails(const fe_cuda_args &a) {
+    const fe_shape &s = a.route.shape;
+    const int32_t *tails = (const int32_t *)(a.world.space[s.rank] + a.pass.deliver.tails_at);
+    int width = a.world.map.most_local, blocks = local_units(a) * s.ranks;
+    for (int i = (int)threadIdx.x; i < blocks; i += (int)blockDim.x) {
+        int unit = i / s.ranks, source = i % s.ranks;
+        a.route.blocks.counts[i] = tails[((size_t)a.pass.half * s.ranks + source) * width + unit];
+        a.route.blocks.starts[i] = source * s.max_tokens;
+    }
+}
+
+FE_DEVICE void deliver_row(const fe_cuda_args &a, int64_t slot) {
+    const fe_deliver &d = a.pass.deliver;
+    const fe_shape &s = a.route.shape;
+    const char *space = a.world.space[s.rank];
+    size_t each = 4 * (s.layout == FERRY_LAYOUT_RANK ? (size_t)s.topk : 1);
+    if (d.rows_to) copy_row(d.rows_to + slot * d.rows_to_stride, space + d.rows_at + slot * d.row_stride, d.row_bytes);
+    for (size_t w = fe_lane(); d.scales_to && w < d.scale_bytes / 4; w += FE_WARP) {
+        const char *from = space + d.scales_at + slot * d.scale_stride + w * 4;
+        char *to = d.scales_to + slot * d.scale_to_row + (int64_t)w * d.scale_to_word;
+        for (int i = 0; i < 4; i++) to[i] = from[i]; /* words of BYTES tensors may lie anywhere */
+    }
+    if (!d.topk) return;
+    if (d.source_to) copy_row(d.source_to + slot * 4, space + d.source_at + slot * 4, 4);
+    if (d.ids_to && s.layout == FERRY_LAYOUT_RANK)
+        copy_row(d.ids_to + slot * each, space + d.ids_at + slot * each, each);
+    if (d.weights_to && a.route.table.weights)
+        copy_row(d.weights_to + slot * each, space + d.weights_at + slot * each, each);
+}
+
+/* Slots [from, to) between blocks of EXPERT. */
+FE_DEVICE void pad_rows(const fe_cuda_args &a, int64_t from, int64_t to) {
+    const fe_deliver &d = a.pass.deliver;
+    char *space = a.world.space[a.world.rank];
+    int32_t *source = (int32_t *)(d.source_to ? d.source_to : space + d.source_at);
+    float *weights = (float *)(d.weights_to ? d.weights_to : space + d.weights_at);
+    char *rows = d.rows_to ? d.rows_to : space + d.rows_at;
+    int64_t stride = d.rows_to ? d.rows_to_stride : d.row_stride;
+    int64_t warp = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / FE_WARP;
+    int64_t warps = (int64_t)gridDim.x * blockDim.x / FE_WARP;
+    for (int64_t i = from + warp; i < to; i += warps) {
+        if (d.topk && fe_lane() == 0) source[i] = -1;
+        if (d.topk && a.route.table.weights && fe_lane() == 0) weights[i] = 0;
+        for (size_t b = fe_lane(); d.zero_padding && b < d.row_bytes; b += FE_WARP) rows[i * stride + (int64_t)b] = 0;
+    }
+}
+
+FE_DEVICE void pad(const fe_cuda_args &a) {
+    const fe_shape &s = a.route.shape;
+    const fe_blocks &blocks = a.route.blocks;
+    if (s.layout != FERRY_LAYOUT_EXPERT || !(a.pass.deliver.topk || a.pass.deliver.zero_padding)) return;
+    int64_t end = 0, rows = a.route.totals->rows;
+    for (int u = 0; u < local_units(a); u++) {
+        int64_t start = blocks.starts[u * s.ranks];
+        pad_rows(a, end, fe_least(start, rows));
+        end = blocks.starts[u * s.ranks + s.ranks - 1] + blocks.counts[u * s.ranks + s.ranks - 1];
+    }
+    pad_rows(a, end, fe_least(fe_align_rows(end, s.alignment), rows));
+}
+
+__global__ void __launch_bounds__(256) deliver_kernel(const __grid_constant__ fe_cuda_args a) {
+    const fe_deliver &d = a.pass.deliver;
+    uint64_t epoch;
+    if (!fe_open(a, &epoch)) return;
+    if (fe_slots_fixed(&a.route.shape)) {
+        read_tails(a); /* every block the same: they need the table below */
+        __syncthreads();
+    }
+    if (d.rows_to || d.scales_to || d.source_to || d.ids_to || d.weights_to)
+        walk_rows(a, [&](int64_t slot) { deliver_row(a, slot); });
+    pad(a);
+    int blocks = local_units(a) * a.route.shape.ranks;
+    for (int i = (int)threadIdx.x; blockIdx.x == 0 && i < blocks; i += (int)blockDim.x) {
+        if (d.counts_to) d.counts_to[i] = a.route.blocks.counts[i];
+        if (d.starts_to) d.starts_to[i] = a.route.blocks.starts[i];
+    }
+    fe_close(a, epoch);
+}
+
+cudaError_t fe_cuda_launch_deliver(fe_cuda_args *args, cudaStream_t stream) {
+    const fe_deliver *d = &args->pass.deliver;
+    bool copies = d->rows_to || d->scales_to || d->source_to || d->ids_to || d->weights_to;
+    bool pads = args->route.shape.layout == FERRY_LAYOUT_EXPERT && (d->topk || d->zero_padding);
+    if (!copies && !pads) args->blocks = 1;
+    deliver_kernel<<<args->blocks, 256, 0, stream>>>(*args);
+    return cudaGetLastError();
+}
+
+/* ---- combine ---- */
+
+__global__ void __launch_bounds__(256) gather_kernel(const __grid_constant__ fe_cuda_args a) {
+    const fe_gather &g = a.pass.gather;
+    char *space = a.world.space[a.world.rank];
+    uint64_t epoch;
+    if (!fe_open(a, &epoch)) return;
+    if (g.rows_to || g.weights_to)
+        walk_rows(a, [&](int64_t slot) {
+            if (g.rows_to)
+                copy_row(space + g.rows_to + slot * (int64_t)g.row_bytes, g.rows + slot * g.row_stride, g.row_bytes);
+            if (g.weights_to)
+                copy_row(space + g.weights_to + slot * (int64_t)g.weight_bytes,
+                         g.weights + slot * (int64_t)g.weight_bytes, g.weight_bytes);
+        });
+    fe_close(a, epoch);
+}
+
+cudaError_t fe_cuda_launch_gather(fe_cuda_args *args, cudaStream_t stream) {
+    const fe_gather *g = &args->pass.gather;
+    if (!g->rows_to && !g->weights_to) return fe_cuda_launch_nothing(args, stream);
+    gather_kernel<<<args->blocks, 256, 0, stream>>>(*args);
+    return cudaGetLastError();
+}

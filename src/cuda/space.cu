@@ -1,0 +1,108 @@
+/* Passes without rows: notes alone, and the words of the address space. Bytes travel by cudaMemcpyAsync, which takes memory of any kind. */
+#include "cuda/note.cuh"
+
+__global__ void __launch_bounds__(FE_WARP) notes_kernel(const __grid_constant__ fe_cuda_args a) {
+    uint64_t epoch;
+    if (fe_open(a, &epoch)) fe_close(a, epoch);
+}
+
+cudaError_t fe_cuda_launch_nothing(fe_cuda_args *args, cudaStream_t stream) {
+    args->blocks = 1;
+    notes_kernel<<<1, FE_WARP, 0, stream>>>(*args);
+    return cudaGetLastError();
+}
+
+/* ---- meetings ---- */
+
+static char *scratch_of(const fe_cuda_args *args, int rank) {
+    return args->spaces[rank] + args->world.scratch_at + (size_t)args->pass.half * FE_CUDA_SCRATCH;
+}
+
+cudaError_t fe_cuda_launch_publish(fe_cuda_args *args, cudaStream_t stream) {
+    const fe_publish *p = &args->pass.publish;
+    cudaError_t error =
+        cudaMemcpyAsync(scratch_of(args, args->world.rank), p->from, p->bytes, cudaMemcpyDefault, stream);
+    return error == cudaSuccess ? fe_cuda_launch_nothing(args, stream) : error;
+}
+
+cudaError_t fe_cuda_launch_collect(fe_cuda_args *args, cudaStream_t stream) {
+    const fe_collect *c = &args->pass.collect;
+    cudaError_t error = cudaSuccess;
+    for (int r = 0; error == cudaSuccess && r < args->world.ranks; r++)
+        if (c->root < 0 || c->root == r)
+            error = cudaMemcpyAsync(c->to + (size_t)(c->root < 0 ? r : 0) * c->apart, scratch_of(args, r), c->bytes,
+                                    cudaMemcpyDefault, stream);
+    return error;
+}
+
+/* ---- words ---- */
+
+__global__ void signal_kernel(const __grid_constant__ fe_cuda_args a) {
+    const fe_transfer &t = a.pass.transfer;
+    uint64_t *word = (uint64_t *)(a.world.space[t.owner] + t.signal_at);
+    __threadfence_system(); /* the bytes, copied before on the stream, are seen by whoever acquires the word */
+    if (t.op == FERRY_SIGNAL_SET)
+        fe_release(word, t.value);
+    else
+        atomicAdd_system((unsigned long long *)word, (unsigned long long)t.value);
+}
+
+cudaError_t fe_cuda_launch_transfer(fe_cuda_args *args, cudaStream_t stream) {
+    const fe_transfer *t = &args->pass.transfer;
+    cudaError_t error = t->bytes ? cudaMemcpyAsync(t->to, t->from, t->bytes, cudaMemcpyDefault, stream) : cudaSuccess;
+    if (error != cudaSuccess || t->owner < 0) return error;
+    signal_kernel<<<1, 1, 0, stream>>>(*args);
+    return cudaGetLastError();
+}
+
+__global__ void atomic_kernel(const __grid_constant__ fe_cuda_args a) {
+    const fe_atomic &t = a.pass.atomic;
+    unsigned long long *word = (unsigned long long *)(a.world.space[t.owner] + t.at);
+    __threadfence_system();
+    a.world.report->word = t.swap
+                               ? atomicCAS_system(word, (unsigned long long)t.expected, (unsigned long long)t.desired)
+                               : atomicAdd_system(word, (unsigned long long)t.add);
+    __threadfence_system();
+}
+
+cudaError_t fe_cuda_launch_atomic(fe_cuda_args *args, cudaStream_t stream) {
+    atomic_kernel<<<1, 1, 0, stream>>>(*args);
+    return cudaGetLastError();
+}
+
+/* ---- wait until ---- */
+
+FE_DEVICE bool holds(uint64_t seen, ferry_compare compare, uint64_t value) {
+    switch (compare) {
+    case FERRY_EQ: return seen == value;
+    case FERRY_NE: return seen != value;
+    case FERRY_GT: return seen > value;
+    case FERRY_GE: return seen >= value;
+    case FERRY_LT: return seen < value;
+    case FERRY_LE: return seen <= value;
+    }
+    return false;
+}
+
+__global__ void until_kernel(const __grid_constant__ fe_cuda_args a) {
+    const fe_until &u = a.pass.until;
+    const uint64_t *word = (const uint64_t *)(a.world.space[a.world.rank] + u.at);
+    uint64_t start = 0, seen;
+    ferry_status why = FERRY_OK;
+    if (*(volatile uint32_t *)&a.world.own->broken) return;
+    for (uint32_t turn = 1; !holds(seen = fe_acquire(word), u.compare, u.value); turn++) {
+        if (turn % 256 != 0 || !fe_give_up(a, &start, &why, (uint64_t)u.timeout_ns)) continue;
+        a.world.report->word = seen;
+        if (why == FERRY_TIMEOUT && a.pass.lenient)
+            fe_tell_soft(a, FERRY_TIMEOUT);
+        else if (fe_break(a))
+            fe_tell_fatal(a, why, 0);
+        return;
+    }
+    if (start) *(volatile uint32_t *)a.world.waiting = 0;
+}
+
+cudaError_t fe_cuda_launch_until(fe_cuda_args *args, cudaStream_t stream) {
+    until_kernel<<<1, 1, 0, stream>>>(*args);
+    return cudaGetLastError();
+}
