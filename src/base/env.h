@@ -11,12 +11,14 @@
     X(FERRY_BOOT_ADDRESS, "127.0.0.1", "address that ferry_unique_id_create listens on")                              \
     X(FERRY_BOOT_SECRET, "", "shared secret for ferry_group_create_env; default: derived from the launcher's job id") \
     X(FERRY_CPU_KERNELS, "best", "row kernels: best, avx512, avx2, neon or scalar; all give the same bits")           \
+    X(FERRY_CUDA_LIBRARY, "", "path of libferry_cuda.so; default: beside this library, or where the system looks")    \
     X(FERRY_DEBUG, "", "log level: WARN, INFO or TRACE; unset: silent")                                               \
     X(FERRY_DEBUG_FILE, "stderr", "where the log goes; %h becomes the host name, %p the process id")                  \
     X(FERRY_DEBUG_SUBSYS, "ALL", "comma list of INIT, BOOT, HEAP, ROUTE, MOVE, ENV; ^ before the list excludes")      \
     X(FERRY_NT_BYTES, "auto", "a dispatch that moves more bytes than this uses non-temporal stores; auto: the cache") \
     X(FERRY_RANK, "", "this process's rank (ferry_group_create_env), with FERRY_RANKS")                               \
     X(FERRY_RANKS, "", "number of ranks (ferry_group_create_env), with FERRY_RANK")                                   \
+    X(FERRY_SMS, "auto", "SMs that a step of a rank uses on a GPU; auto: its share of the GPU, at most 24")           \
     X(FERRY_SPIN, "auto", "pauses before a wait yields; auto: 100, or 0 where ranks outnumber cores")                 \
     X(FERRY_THREADS, "auto", "CPU workers of a rank; auto: cores / ranks of this machine, at least 1")                \
     X(FERRY_TIMEOUT_MS, "30000", "deadline of every wait, in milliseconds")                                           \

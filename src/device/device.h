@@ -15,6 +15,7 @@ typedef struct fe_engine {
     fe_fault fault;
     const fe_map *map;
     int threads;        /* workers of a crew */
+    int sms;            /* that a GPU's steps may use; 0: the device decides */
     size_t bench_bytes; /* a worker's workbench: a row as it travels, and its scales */
     void *state;        /* the device's own */
 } fe_engine;
@@ -28,6 +29,8 @@ typedef struct fe_device {
     /* stream NULL: run now, in this thread, and return its status. Otherwise the pass is copied and runs in the stream's order; an
      * error becomes the pass's outcome, or the stream's and the group's. */
     ferry_status (*submit)(fe_engine *engine, ferry_stream *stream, const fe_pass *pass);
+    /* Bytes that a device wants beside a route's arrays; NULL: none. */
+    size_t (*extra)(const fe_engine *engine, const fe_shape *shape);
     /* Memory for a route; NULL: none left. */
     void *(*alloc)(fe_engine *engine, size_t bytes);
     void (*release)(fe_engine *engine, void *memory, size_t bytes);
@@ -38,6 +41,8 @@ typedef struct fe_device {
     /* A function of the user's at the end of a stream. */
     ferry_status (*call)(ferry_stream *stream, void (*function)(void *), void *argument);
     ferry_status (*stream_create)(fe_engine *engine, ferry_stream **stream);
+    /* A stream of the platform's, which stays the caller's; NULL: the platform has none. */
+    ferry_status (*stream_wrap)(fe_engine *engine, void *native, ferry_stream **stream);
     void (*stream_destroy)(ferry_stream *stream);
     ferry_status (*stream_sync)(ferry_stream *stream);
     void (*stream_drain)(ferry_stream *stream); /* waits for all that is queued, and leaves errors where they are */

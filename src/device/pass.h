@@ -38,6 +38,7 @@ typedef struct fe_route_data {
     int32_t *counts; /* [fe_counts_length] this rank's row */
     int32_t
         *demand; /* [local experts] tokens that chose each, capacities left aside; only where counts are exchanged */
+    void *extra; /* the device's own, fe_device.extra bytes of it */
     uint64_t counts_at;    /* heap offset of [2][ranks][fe_counts_length] int32 */
     ferry_tensor topk_idx; /* the caller's, with explicit strides */
     ferry_tensor topk_weights;

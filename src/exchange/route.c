@@ -24,7 +24,7 @@ static char *lay_results(const fe_shape *s, char *at, fe_route_data *d) {
     return at;
 }
 
-static char *lay_tables(const fe_shape *s, char *at, bool weights, fe_route_data *d) {
+static char *lay_tables(const fe_engine *engine, const fe_shape *s, char *at, bool weights, fe_route_data *d) {
     const size_t choices = (size_t)s->tokens * (size_t)s->topk, units = (size_t)fe_units(s);
     d->table.home = take(&at, choices, sizeof *d->table.home);
     d->table.slot = take(&at, choices, sizeof *d->table.slot);
@@ -35,6 +35,7 @@ static char *lay_tables(const fe_shape *s, char *at, bool weights, fe_route_data
     d->scratch.next = take(&at, units, sizeof *d->scratch.next);
     d->scratch.base = take(&at, units, sizeof *d->scratch.base);
     d->counts = take(&at, fe_counts_length(s->map), sizeof *d->counts);
+    d->extra = engine->device->extra ? take(&at, engine->device->extra(engine, s), 1) : NULL;
     return at;
 }
 
@@ -52,13 +53,13 @@ static ferry_status allocate(ferry_route *r, bool weights) {
     static char nowhere[64];
     const fe_shape *s = &r->data.shape;
     fe_engine *engine = &r->group->engine;
-    char *results = lay_results(s, nowhere, &r->data), *end = lay_tables(s, results, weights, &r->data);
+    char *results = lay_results(s, nowhere, &r->data), *end = lay_tables(engine, s, results, weights, &r->data);
     r->result_bytes = (size_t)(results - nowhere);
     r->memory_bytes = (size_t)(end - nowhere) + 64;
     r->memory = engine->device->alloc(engine, r->memory_bytes);
     r->host_memory = malloc((size_t)(lay_host(r, nowhere) - nowhere) + 64);
     if (!r->memory || !r->host_memory) return fe_fail(FERRY_NOMEM, "rank %d: no memory for a route", r->group->rank);
-    lay_tables(s, lay_results(s, r->memory, &r->data), weights, &r->data);
+    lay_tables(engine, s, lay_results(s, r->memory, &r->data), weights, &r->data);
     lay_host(r, r->host_memory);
     return FERRY_OK;
 }

@@ -2,6 +2,7 @@
 #include "base/env.h"
 #include "base/log.h"
 #include "boot/place.h"
+#include "device/core.h"
 #include "group/config.h"
 
 #include <stdlib.h>
@@ -54,6 +55,7 @@ static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
     fe_heap_touch(&e->heap, 0, e->heap.body_at + g->body.small_bytes);
     FE_TRY(each_buffer(g, fe_heap_touch));
     e->threads = (int)threads;
+    e->sms = g->config.sms;
     e->bench_bytes = g->body.row_bytes + g->body.scale_bytes + 64;
     return e->device->open(e);
 }
@@ -63,7 +65,7 @@ static ferry_status find_device(ferry_device device, const fe_device **table) {
         *table = &fe_device_cpu;
         return FERRY_OK;
     }
-    return fe_fail(FERRY_UNSUPPORTED, "this build has no CUDA device");
+    return fe_device_load_cuda(table);
 }
 
 static ferry_status build(ferry_group *g, fe_boot *boot, const ferry_group_config *cfg) {

@@ -15,6 +15,15 @@ ferry_status ferry_stream_create(ferry_group *g, ferry_stream **stream) {
     return g->engine.device->stream_create(&g->engine, stream);
 }
 
+ferry_status ferry_stream_wrap(ferry_group *g, void *native, ferry_stream **stream) {
+    FE_TRY(fe_group_check(g, "ferry_stream_wrap"));
+    FE_TRY(refuse_null(stream, "ferry_stream_wrap", "stream"));
+    if (!g->engine.device->stream_wrap)
+        return fe_fail(FERRY_UNSUPPORTED, "ferry_stream_wrap: the %s device has no streams but Ferry's",
+                       g->engine.device->name);
+    return g->engine.device->stream_wrap(&g->engine, native, stream);
+}
+
 /* Flights must not remember a stream that is gone: what it did is done. */
 static void forget_stream(fe_flight *flights, int count, const ferry_stream *stream) {
     for (int i = 0; i < count; i++)

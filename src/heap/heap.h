@@ -42,7 +42,7 @@ typedef struct fe_heap fe_heap;
 
 /* What a rank tells others so that they can map its space. */
 typedef struct fe_card {
-    uint8_t bytes[96];
+    uint8_t bytes[112];
 } fe_card;
 
 /* Space that is not in the memfd. */

@@ -1,0 +1,232 @@
+/* The CUDA device's table of verbs: opening and closing, memory, what kernels see of a group. */
+#include "cuda/device.h"
+#include "cuda/memory.h"
+
+#include <stddef.h>
+#include <stdlib.h>
+
+#define SMS_MOST    24   /* more do not make a rank's steps faster on a GPU of its own (docs/gpu.md) */
+#define SHARED_REST 4096 /* shared memory that kernels declare beside the dynamic part */
+
+ferry_status fe_cuda_enter(const fe_engine *engine) {
+    int now = -1, device = fe_cuda_of(engine)->device;
+    if (cudaGetDevice(&now) == cudaSuccess && now == device) return FERRY_OK;
+    return fe_cuda_ok(cudaSetDevice(device), engine->heap.rank, "choosing the GPU");
+}
+
+/* ---- opening ---- */
+
+/* Blocks of all ranks that share a GPU must be resident at once, since they wait for each other. */
+static ferry_status choose_blocks(fe_engine *engine, const struct cudaDeviceProp *prop) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    int sharing = fe_cuda_memory_sharing(&engine->heap), all = prop->multiProcessorCount;
+    int share = all / sharing > SMS_MOST ? SMS_MOST : all / sharing;
+    int64_t sms = engine->sms;
+    if (!sms) FE_TRY(fe_cuda_core->env_number(FE_ENV_FERRY_SMS, share, 1, 4096, &sms));
+    if (sms < 1 || sms * sharing > all)
+        return fe_fail(FERRY_INVALID, "rank %d: %d ranks share this GPU with %lld SMs each, and it has %d: lower sms",
+                       engine->heap.rank, sharing, (long long)sms, all);
+    cuda->blocks = (int)sms;
+    size_t most = prop->sharedMemPerBlockOptin - SHARED_REST;
+    int bins = engine->heap.ranks + engine->map->homes;
+    cuda->route_warps = fe_cuda_route_warps(bins, most, &cuda->route_shared);
+    if (cuda->route_warps) return FERRY_OK;
+    return fe_fail(FERRY_UNSUPPORTED, "rank %d: %d experts and their copies are more than a GPU's shared memory counts",
+                   engine->heap.rank, engine->map->homes);
+}
+
+/* One table in device memory: addresses of all spaces, then the arrays of the map. */
+static ferry_status upload_tables(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    const fe_map *map = engine->map;
+    const fe_heap *heap = &engine->heap;
+    const struct {
+        const void *from;
+        size_t bytes;
+    } parts[] = {{heap->space, (size_t)heap->ranks * sizeof *heap->space},
+                 {map->copy_first, ((size_t)map->experts + 1) * sizeof(int32_t)},
+                 {map->copy, (size_t)map->homes * sizeof(int32_t)},
+                 {map->rank_first, ((size_t)map->ranks + 1) * sizeof(int32_t)},
+                 {map->home_rank, (size_t)map->homes * sizeof(int32_t)},
+                 {map->home_expert, (size_t)map->homes * sizeof(int32_t)}};
+    enum { PARTS = sizeof parts / sizeof *parts };
+    size_t at[PARTS + 1] = {0};
+    for (int i = 0; i < PARTS; i++) at[i + 1] = at[i] + (parts[i].bytes + 15) / 16 * 16;
+    FE_CUDA_TRY(cudaMalloc(&cuda->tables, at[PARTS]), heap->rank, "taking GPU memory for tables");
+    for (int i = 0; i < PARTS; i++)
+        FE_CUDA_TRY(cudaMemcpy((char *)cuda->tables + at[i], parts[i].from, parts[i].bytes, cudaMemcpyHostToDevice),
+                    heap->rank, "copying tables to the GPU");
+    char *base = cuda->tables;
+    cuda->world.space = (char *const *)(void *)base;
+    cuda->world.map = *map;
+    cuda->world.map.copy_first = (int32_t *)(void *)(base + at[1]);
+    cuda->world.map.copy = (int32_t *)(void *)(base + at[2]);
+    cuda->world.map.rank_first = (int32_t *)(void *)(base + at[3]);
+    cuda->world.map.home_rank = (int32_t *)(void *)(base + at[4]);
+    cuda->world.map.home_expert = (int32_t *)(void *)(base + at[5]);
+    return FERRY_OK;
+}
+
+/* The control block lies in host memory that other processes write: the GPU reads `aborted` there, and writes `waiting`. */
+static ferry_status map_control(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    fe_control *control = fe_heap_control(&engine->heap, engine->heap.rank);
+    void *there = NULL;
+    size_t bytes = (size_t)fe_align((int64_t)sizeof *control, 4096);
+    FE_CUDA_TRY(cudaHostRegister(control, bytes, cudaHostRegisterMapped | cudaHostRegisterPortable), engine->heap.rank,
+                "mapping the control block for the GPU");
+    cuda->registered = true;
+    FE_CUDA_TRY(cudaHostGetDevicePointer(&there, control, 0), engine->heap.rank,
+                "mapping the control block for the GPU");
+    cuda->world.aborted = (const uint32_t *)(void *)((char *)there + offsetof(fe_control, aborted));
+    cuda->world.waiting = (uint32_t *)(void *)((char *)there + offsetof(fe_control, waiting));
+    return FERRY_OK;
+}
+
+static ferry_status fill_world(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    int rank = engine->heap.rank;
+    void *own = NULL, *report = NULL;
+    FE_CUDA_TRY(cudaMalloc(&own, sizeof(fe_cuda_own)), rank, "taking GPU memory");
+    cuda->world.own = own;
+    FE_CUDA_TRY(cudaMemset(own, 0, sizeof(fe_cuda_own)), rank, "clearing GPU memory");
+    FE_CUDA_TRY(cudaHostAlloc(&report, sizeof(fe_cuda_report), cudaHostAllocMapped | cudaHostAllocPortable), rank,
+                "taking pinned memory");
+    memset(report, 0, sizeof(fe_cuda_report));
+    cuda->world.report = report;
+    cuda->world.rank = rank;
+    cuda->world.ranks = engine->heap.ranks;
+    cuda->world.scratch_at = engine->heap.scratch_at;
+    cuda->world.timeout_ns = (uint64_t)engine->watch.timeout_ns;
+    FE_TRY(map_control(engine));
+    FE_TRY(upload_tables(engine));
+    FE_CUDA_TRY(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), rank, "making a stream");
+    return fe_cuda_ok(cudaDeviceSynchronize(), rank, "preparing the GPU");
+}
+
+static void close_device(fe_engine *engine);
+
+static ferry_status open_device(fe_engine *engine) {
+    fe_cuda *cuda = calloc(1, sizeof *cuda);
+    struct cudaDeviceProp prop;
+    if (!cuda) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the CUDA device", engine->heap.rank);
+    engine->state = cuda;
+    pthread_mutex_init(&cuda->lock, NULL);
+    cuda->device = fe_cuda_memory_device(&engine->heap);
+    ferry_status status = fe_cuda_enter(engine);
+    if (status == FERRY_OK)
+        status = fe_cuda_ok(cudaGetDeviceProperties(&prop, cuda->device), engine->heap.rank, "looking at the GPU");
+    if (status == FERRY_OK) status = choose_blocks(engine, &prop);
+    if (status == FERRY_OK) status = fill_world(engine);
+    if (status != FERRY_OK) close_device(engine);
+    return status;
+}
+
+/* ---- closing ---- */
+
+static void stop_device(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    while (cuda->streams) fe_cuda_stream_destroy((ferry_stream *)cuda->streams);
+    if (cuda->stream) cudaStreamSynchronize(cuda->stream);
+}
+
+static void close_device(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    fe_cuda_enter(engine);
+    for (int i = 0; i < FE_CUDA_SPARES; i++) cudaFree(cuda->spare[i].memory);
+    if (cuda->stream) cudaStreamDestroy(cuda->stream);
+    if (cuda->registered) cudaHostUnregister(fe_heap_control(&engine->heap, engine->heap.rank));
+    cudaFree(cuda->tables);
+    cudaFree(cuda->world.own);
+    cudaFreeHost(cuda->world.report);
+    cudaGetLastError();
+    pthread_mutex_destroy(&cuda->lock);
+    free(cuda);
+    engine->state = NULL;
+}
+
+/* ---- route memory ---- */
+
+static void *take_spare(fe_cuda *cuda, size_t bytes) {
+    void *memory = NULL;
+    pthread_mutex_lock(&cuda->lock);
+    for (int i = 0; i < FE_CUDA_SPARES && !memory; i++) {
+        if (!cuda->spare[i].memory || cuda->spare[i].bytes != bytes) continue;
+        memory = cuda->spare[i].memory;
+        cuda->spare[i].memory = NULL;
+    }
+    pthread_mutex_unlock(&cuda->lock);
+    return memory;
+}
+
+/* A route may be made while a stream is being captured: taking memory is no part of the graph, and is allowed only to a thread that
+ * says so. */
+static void *alloc(fe_engine *engine, size_t bytes) {
+    void *memory = take_spare(fe_cuda_of(engine), bytes);
+    if (memory || fe_cuda_enter(engine) != FERRY_OK) return memory;
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    if (cudaMalloc(&memory, bytes) != cudaSuccess) memory = NULL;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    cudaGetLastError();
+    return memory;
+}
+
+static void release(fe_engine *engine, void *memory, size_t bytes) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    pthread_mutex_lock(&cuda->lock);
+    for (int i = 0; i < FE_CUDA_SPARES && memory; i++) {
+        if (cuda->spare[i].memory) continue;
+        cuda->spare[i].memory = memory;
+        cuda->spare[i].bytes = bytes;
+        memory = NULL;
+    }
+    pthread_mutex_unlock(&cuda->lock);
+    if (memory && fe_cuda_enter(engine) == FERRY_OK) cudaFree(memory);
+}
+
+static ferry_status fetch(fe_engine *engine, ferry_stream *stream, void *host, const void *from, size_t bytes) {
+    cudaStream_t native = stream ? ((fe_cuda_stream *)stream)->native : fe_cuda_of(engine)->stream;
+    FE_TRY(fe_cuda_enter(engine));
+    FE_CUDA_TRY(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, native), engine->heap.rank,
+                "reading counts");
+    return fe_cuda_ok(cudaStreamSynchronize(native), engine->heap.rank, "reading counts");
+}
+
+static const fe_device device = {
+    .name = "cuda",
+    .memory = &fe_cuda_memory,
+    .open = open_device,
+    .stop = stop_device,
+    .close = close_device,
+    .submit = fe_cuda_submit,
+    .extra = fe_cuda_extra_bytes,
+    .alloc = alloc,
+    .release = release,
+    .fetch = fetch,
+    .look = fe_cuda_look,
+    .call = fe_cuda_call,
+    .stream_create = fe_cuda_stream_create,
+    .stream_wrap = fe_cuda_stream_wrap,
+    .stream_destroy = fe_cuda_stream_destroy,
+    .stream_sync = fe_cuda_stream_sync,
+    .stream_drain = fe_cuda_stream_drain,
+    .stream_idle = fe_cuda_stream_idle,
+    .event_create = fe_cuda_event_create,
+    .event_destroy = fe_cuda_event_destroy,
+    .event_record = fe_cuda_event_record,
+    .event_await = fe_cuda_event_await,
+    .event_sync = fe_cuda_event_sync,
+    .event_done = fe_cuda_event_done,
+};
+
+/* The door of libferry_cuda.so. */
+FERRY_API const fe_device *fe_cuda_entry(const fe_core *core);
+const fe_device *fe_cuda_entry(const fe_core *core) {
+    int version = FERRY_VERSION_MAJOR * 10000 + FERRY_VERSION_MINOR * 100 + FERRY_VERSION_PATCH;
+    if (core->size != sizeof *core || core->engine_bytes != sizeof(fe_engine) || core->pass_bytes != sizeof(fe_pass) ||
+        core->version != version)
+        return NULL;
+    fe_cuda_core = core;
+    return &device;
+}

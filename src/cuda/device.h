@@ -1,0 +1,71 @@
+/* The CUDA device's host side. */
+#ifndef FERRY_CUDA_DEVICE_H
+#define FERRY_CUDA_DEVICE_H
+
+#include "cuda/core.h"
+
+#define FE_CUDA_SPARES 8 /* blocks of route memory that are kept for the next route */
+
+typedef struct fe_cuda_stream {
+    ferry_stream base;
+    struct fe_cuda_stream *next;
+    cudaStream_t native;
+    bool wrapped; /* the caller's */
+} fe_cuda_stream;
+
+typedef struct fe_cuda_event {
+    ferry_event base;
+    cudaEvent_t native;
+    bool recorded;
+} fe_cuda_event;
+
+typedef struct fe_cuda {
+    int device, blocks;
+    fe_cuda_world world;
+    void *tables;        /* device memory: addresses of spaces, the map's arrays */
+    cudaStream_t stream; /* for calls with a NULL stream */
+    _Atomic uint32_t ticket;
+    size_t route_shared;
+    int route_warps;
+    bool registered;      /* the control block is mapped for the GPU */
+    bool told;            /* a fatal report has become the group's fault */
+    pthread_mutex_t lock; /* of what follows, and of reports */
+    fe_cuda_stream *streams;
+    struct {
+        void *memory;
+        size_t bytes;
+    } spare[FE_CUDA_SPARES];
+} fe_cuda;
+
+static inline fe_cuda *fe_cuda_of(const fe_engine *engine) {
+    return engine->state;
+}
+
+/* Makes the group's GPU the calling thread's. */
+ferry_status fe_cuda_enter(const fe_engine *engine);
+
+/* launch.c */
+ferry_status fe_cuda_submit(fe_engine *engine, ferry_stream *stream, const fe_pass *pass);
+size_t fe_cuda_extra_bytes(const fe_engine *engine, const fe_shape *shape);
+
+/* report.c: what kernels have told, as statuses and sentences */
+void fe_cuda_look(fe_engine *engine);
+/* The soft report, taken; FERRY_OK: none. shape: of the route it is about, or NULL. */
+ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass);
+
+/* stream.c */
+ferry_status fe_cuda_stream_create(fe_engine *engine, ferry_stream **stream);
+ferry_status fe_cuda_stream_wrap(fe_engine *engine, void *native, ferry_stream **stream);
+void fe_cuda_stream_destroy(ferry_stream *stream);
+ferry_status fe_cuda_stream_sync(ferry_stream *stream);
+void fe_cuda_stream_drain(ferry_stream *stream);
+int fe_cuda_stream_idle(ferry_stream *stream);
+ferry_status fe_cuda_call(ferry_stream *stream, void (*function)(void *), void *argument);
+ferry_status fe_cuda_event_create(fe_engine *engine, ferry_event **event);
+void fe_cuda_event_destroy(ferry_event *event);
+ferry_status fe_cuda_event_record(ferry_event *event, ferry_stream *stream);
+ferry_status fe_cuda_event_await(ferry_stream *stream, ferry_event *event);
+ferry_status fe_cuda_event_sync(ferry_event *event);
+int fe_cuda_event_done(ferry_event *event);
+
+#endif

@@ -1,0 +1,99 @@
+/* A pass becomes a kernel. */
+#include "cuda/device.h"
+
+#include <stdio.h>
+
+typedef cudaError_t (*launch_fn)(fe_cuda_args *args, cudaStream_t stream);
+
+static const launch_fn launches[] = {
+    [FE_MOVE_NOTHING] = fe_cuda_launch_nothing,   [FE_MOVE_COUNT] = fe_cuda_launch_count,
+    [FE_MOVE_SPREAD] = fe_cuda_launch_spread,     [FE_MOVE_PLACE] = fe_cuda_launch_place,
+    [FE_MOVE_SCATTER] = fe_cuda_launch_scatter,   [FE_MOVE_DELIVER] = fe_cuda_launch_deliver,
+    [FE_MOVE_GATHER] = fe_cuda_launch_gather,     [FE_MOVE_REDUCE] = fe_cuda_launch_reduce,
+    [FE_MOVE_PUBLISH] = fe_cuda_launch_publish,   [FE_MOVE_COLLECT] = fe_cuda_launch_collect,
+    [FE_MOVE_TRANSFER] = fe_cuda_launch_transfer, [FE_MOVE_UNTIL] = fe_cuda_launch_until,
+    [FE_MOVE_ATOMIC] = fe_cuda_launch_atomic,
+};
+
+static size_t line(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
+
+/* From `at` on; the end. */
+static char *lay_extra(const fe_engine *engine, const fe_shape *s, char *at, fe_cuda_extra *x) {
+    size_t choices = (size_t)s->tokens * (size_t)s->topk, blocks = (size_t)fe_cuda_of(engine)->blocks;
+    size_t bins = (size_t)s->ranks + (size_t)engine->map->homes;
+    x->go = (fe_cuda_place *)(void *)at;
+    at += line(choices * sizeof *x->go);
+    x->at = (fe_cuda_place *)(void *)at;
+    at += line(choices * sizeof *x->at);
+    x->block_total = (int32_t *)(void *)at;
+    at += line(blocks * bins * sizeof *x->block_total);
+    x->of_rank = (fe_totals *)(void *)at;
+    at += line(blocks * (size_t)s->ranks * sizeof *x->of_rank);
+    x->wrong = (uint64_t *)(void *)at;
+    return at + 64;
+}
+
+size_t fe_cuda_extra_bytes(const fe_engine *engine, const fe_shape *shape) {
+    static char nowhere[1];
+    fe_cuda_extra extra;
+    return (size_t)(lay_extra(engine, shape, nowhere, &extra) - nowhere);
+}
+
+static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    fe_cuda_args args = {.pass = *pass,
+                         .world = cuda->world,
+                         .blocks = cuda->blocks,
+                         .route_warps = cuda->route_warps,
+                         .route_shared = cuda->route_shared,
+                         .spaces = engine->heap.space};
+    args.ticket = (int)(atomic_fetch_add(&cuda->ticket, 1) % FE_CUDA_TICKETS);
+    if (!pass->route) return args;
+    args.route = *pass->route;
+    lay_extra(engine, &pass->route->shape, pass->route->extra, &args.extra);
+    return args;
+}
+
+/* After the stream has been waited for: what became of the pass. */
+static ferry_status outcome_of(fe_engine *engine, const fe_pass *pass) {
+    fe_cuda_look(engine);
+    FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
+    return fe_cuda_take_soft(engine, pass);
+}
+
+/* The first error of a step that a NULL stream ran is the call's own; later ones hear that the group has failed. */
+static ferry_status finish(fe_engine *engine, cudaStream_t native, const fe_pass *pass) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    bool before = cuda->told;
+    FE_CUDA_TRY(cudaStreamSynchronize(native), engine->heap.rank, pass->step);
+    ferry_status status = outcome_of(engine, pass);
+    if (status == FERRY_OK || before || !cuda->told) return status;
+    pthread_mutex_lock(&engine->fault.lock);
+    status = fe_fail_again(engine->fault.status, engine->fault.sentence);
+    pthread_mutex_unlock(&engine->fault.lock);
+    return status;
+}
+
+ferry_status fe_cuda_submit(fe_engine *engine, ferry_stream *stream, const fe_pass *pass) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    cudaStream_t native = stream ? ((fe_cuda_stream *)stream)->native : cuda->stream;
+    FE_TRY(fe_cuda_enter(engine));
+    fe_cuda_look(engine);
+    FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
+    fe_cuda_args args = args_of(engine, pass);
+    ferry_status status = fe_cuda_ok(launches[pass->move](&args, native), engine->heap.rank, pass->step);
+    if (status != FERRY_OK) {
+        fe_cuda_core->fault_note(&engine->fault, status, true); /* the others wait for what was not started */
+        return status;
+    }
+    if (stream && !pass->outcome) return FERRY_OK;
+    status = finish(engine, native, pass);
+    if (status == FERRY_OK && pass->move == FE_MOVE_ATOMIC) *pass->atomic.old = cuda->world.report->word;
+    if (!stream) return status;
+    pass->outcome->status = status;
+    snprintf(pass->outcome->sentence, sizeof pass->outcome->sentence, "%s",
+             status == FERRY_OK ? "" : fe_cuda_core->last_error());
+    return FERRY_OK;
+}

@@ -1,0 +1,213 @@
+/* A space is one physical allocation of the driver's (cuMemCreate), exported as a file descriptor. Whoever maps it holds it: a rank that
+ * leaves takes nothing away from a late peer's store. Threads of one process import it as processes do. Where the driver does not export,
+ * cudaMalloc with CUDA IPC serves, whose memory must not be freed before all have let go. */
+#include "cuda/memory.h"
+
+#include <cuda.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+typedef enum card_kind { CARD_EXPORT = 1, CARD_IPC = 2 } card_kind;
+
+typedef struct card { /* in an fe_card */
+    int32_t kind, fd, device;
+    uint8_t uuid[16];
+    uint64_t pointer;
+    cudaIpcMemHandle_t ipc; /* 64 bytes */
+} card;
+_Static_assert(sizeof(card) <= sizeof(fe_card), "what maps a GPU's memory must fit the introduction");
+
+typedef struct state {
+    int device, sharing, fd;
+    card_kind kind;
+    uint8_t uuid[16];
+    size_t bytes;   /* rounded up to the driver's granularity */
+    card_kind *how; /* [ranks] in which each is mapped; 0: not */
+} state;
+
+/* The driver, found through the runtime: this library does not need libcuda.so to be loaded. */
+static struct driver {
+    CUresult (*granularity)(size_t *, const CUmemAllocationProp *, CUmemAllocationGranularity_flags);
+    CUresult (*create)(CUmemGenericAllocationHandle *, size_t, const CUmemAllocationProp *, unsigned long long);
+    CUresult (*release)(CUmemGenericAllocationHandle);
+    CUresult (*export)(void *, CUmemGenericAllocationHandle, CUmemAllocationHandleType, unsigned long long);
+    CUresult (*import)(CUmemGenericAllocationHandle *, void *, CUmemAllocationHandleType);
+    CUresult (*reserve)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long);
+    CUresult (*unreserve)(CUdeviceptr, size_t);
+    CUresult (*map)(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle, unsigned long long);
+    CUresult (*unmap)(CUdeviceptr, size_t);
+    CUresult (*access)(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t);
+} driver;
+
+static bool find(const char *name, void *function) {
+    void *symbol = NULL;
+    enum cudaDriverEntryPointQueryResult result;
+    if (cudaGetDriverEntryPointByVersion(name, &symbol, 12000, cudaEnableDefault, &result) != cudaSuccess || !symbol)
+        return false;
+    memcpy(function, &symbol, sizeof symbol);
+    return true;
+}
+
+static bool find_driver(void) {
+    return find("cuMemGetAllocationGranularity", &driver.granularity) && find("cuMemCreate", &driver.create) &&
+           find("cuMemRelease", &driver.release) && find("cuMemExportToShareableHandle", &driver.export) &&
+           find("cuMemImportFromShareableHandle", &driver.import) && find("cuMemAddressReserve", &driver.reserve) &&
+           find("cuMemAddressFree", &driver.unreserve) && find("cuMemMap", &driver.map) &&
+           find("cuMemUnmap", &driver.unmap) && find("cuMemSetAccess", &driver.access);
+}
+
+/* Maps an allocation into this process, for this rank's GPU. The mapping holds it: the handle goes. */
+static char *map_handle(const state *s, CUmemGenericAllocationHandle handle, size_t bytes) {
+    CUdeviceptr at = 0;
+    CUmemAccessDesc access = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = s->device},
+                              .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    if (driver.reserve(&at, bytes, 0, 0, 0) != CUDA_SUCCESS) at = 0;
+    if (at && driver.map(at, bytes, 0, handle, 0) != CUDA_SUCCESS) {
+        driver.unreserve(at, bytes);
+        at = 0;
+    }
+    if (at && driver.access(at, bytes, &access, 1) != CUDA_SUCCESS) {
+        driver.unmap(at, bytes);
+        driver.unreserve(at, bytes);
+        at = 0;
+    }
+    driver.release(handle);
+    return (char *)(uintptr_t)at;
+}
+
+static char *make_exported(state *s, size_t bytes) {
+    CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+                                .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = s->device}};
+    CUmemGenericAllocationHandle handle;
+    size_t grain = 0;
+    if (driver.granularity(&grain, &prop, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED) != CUDA_SUCCESS || !grain) return NULL;
+    s->bytes = (bytes + grain - 1) / grain * grain;
+    if (driver.create(&handle, s->bytes, &prop, 0) != CUDA_SUCCESS) return NULL;
+    if (driver.export(&s->fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0) != CUDA_SUCCESS) {
+        s->fd = -1;
+        driver.release(handle);
+        return NULL;
+    }
+    return map_handle(s, handle, s->bytes);
+}
+
+/* Another process's descriptor in this one: the kernel lets in who may trace that process, as for the heap's memfd. */
+static int borrow_fd(int pid, int fd) {
+    int process = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (process < 0) return -1;
+    int mine = (int)syscall(SYS_pidfd_getfd, process, fd, 0), error = errno;
+    close(process);
+    errno = error;
+    return mine;
+}
+
+static ferry_status map_exported(fe_heap *heap, int peer, int pid, const card *c) {
+    state *s = heap->memory_state;
+    CUmemGenericAllocationHandle handle;
+    int fd = pid == getpid() ? dup(c->fd) : borrow_fd(pid, c->fd);
+    if (fd < 0)
+        return fe_fail(FERRY_SYSTEM, "rank %d: the GPU memory of rank %d (descriptor %d of process %d): %s", heap->rank,
+                       peer, c->fd, pid, strerror(errno));
+    CUresult result = driver.import(&handle, (void *)(intptr_t)fd, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    close(fd);
+    heap->space[peer] = result == CUDA_SUCCESS ? map_handle(s, handle, s->bytes) : NULL;
+    if (!heap->space[peer])
+        return fe_fail(FERRY_SYSTEM, "rank %d: the GPU memory of rank %d could not be mapped (CUresult %d)", heap->rank,
+                       peer, (int)result);
+    s->how[peer] = CARD_EXPORT;
+    return FERRY_OK;
+}
+
+static ferry_status map_ipc(fe_heap *heap, int peer, int pid, const card *c) {
+    state *s = heap->memory_state;
+    void *at = NULL;
+    if (pid == getpid()) { /* a thread's: the address is as good here */
+        if (c->device != s->device) {
+            cudaError_t error = cudaDeviceEnablePeerAccess(c->device, 0);
+            if (error != cudaErrorPeerAccessAlreadyEnabled)
+                FE_CUDA_TRY(error, heap->rank, "access to another GPU's memory");
+            cudaGetLastError();
+        }
+        heap->space[peer] = (char *)(uintptr_t)c->pointer;
+        return FERRY_OK;
+    }
+    FE_CUDA_TRY(cudaIpcOpenMemHandle(&at, c->ipc, cudaIpcMemLazyEnablePeerAccess), heap->rank,
+                "mapping another process's GPU memory");
+    heap->space[peer] = at;
+    s->how[peer] = CARD_IPC;
+    return FERRY_OK;
+}
+
+static ferry_status make(fe_heap *heap, fe_card *out) {
+    struct cudaDeviceProp prop;
+    state *s = calloc(1, sizeof *s);
+    heap->memory_state = s;
+    if (s) s->how = calloc((size_t)heap->ranks, sizeof *s->how);
+    if (!s || !s->how) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the GPU memory's tables", heap->rank);
+    s->fd = -1;
+    s->sharing = 1;
+    FE_CUDA_TRY(cudaGetDevice(&s->device), heap->rank, "looking for a GPU");
+    FE_CUDA_TRY(cudaGetDeviceProperties(&prop, s->device), heap->rank, "looking at the GPU");
+    FE_CUDA_TRY(cudaFree(NULL), heap->rank, "starting CUDA");
+    memcpy(s->uuid, &prop.uuid, sizeof s->uuid);
+    card c = {.device = s->device, .fd = -1};
+    memcpy(c.uuid, s->uuid, sizeof c.uuid);
+    char *space = find_driver() ? make_exported(s, heap->space_bytes) : NULL;
+    s->kind = space ? CARD_EXPORT : CARD_IPC;
+    if (!space) {
+        void *at = NULL;
+        FE_CUDA_TRY(cudaMalloc(&at, heap->space_bytes), heap->rank, "taking GPU memory for the space");
+        space = at;
+        FE_CUDA_TRY(cudaIpcGetMemHandle(&c.ipc, at), heap->rank, "exporting GPU memory");
+    }
+    heap->space[heap->rank] = space;
+    s->how[heap->rank] = s->kind;
+    c.kind = (int32_t)s->kind;
+    c.fd = s->fd;
+    c.pointer = (uintptr_t)space;
+    memcpy(out->bytes, &c, sizeof c);
+    /* Cells begin at epoch 0. */
+    FE_CUDA_TRY(cudaMemset(space, 0, heap->body_at), heap->rank, "clearing the cells");
+    return fe_cuda_ok(cudaDeviceSynchronize(), heap->rank, "clearing the cells");
+}
+
+static ferry_status map(fe_heap *heap, int peer, int pid, const fe_card *in) {
+    state *s = heap->memory_state;
+    card c;
+    memcpy(&c, in->bytes, sizeof c);
+    if (memcmp(c.uuid, s->uuid, sizeof c.uuid) == 0) s->sharing++;
+    return c.kind == CARD_EXPORT ? map_exported(heap, peer, pid, &c) : map_ipc(heap, peer, pid, &c);
+}
+
+static void drop(fe_heap *heap) {
+    state *s = heap->memory_state;
+    for (int r = 0; s && s->how && r < heap->ranks; r++) {
+        CUdeviceptr at = (CUdeviceptr)(uintptr_t)heap->space[r];
+        if (s->how[r] == CARD_EXPORT) {
+            driver.unmap(at, s->bytes);
+            driver.unreserve(at, s->bytes);
+        } else if (s->how[r] == CARD_IPC && r == heap->rank) {
+            cudaFree(heap->space[r]);
+        } else if (s->how[r] == CARD_IPC) {
+            cudaIpcCloseMemHandle(heap->space[r]);
+        }
+    }
+    if (s && s->fd >= 0) close(s->fd);
+    if (s) free(s->how);
+    free(s);
+    heap->memory_state = NULL;
+}
+
+const fe_memory fe_cuda_memory = {.make = make, .map = map, .drop = drop};
+
+int fe_cuda_memory_device(const fe_heap *heap) {
+    return ((const state *)heap->memory_state)->device;
+}
+
+int fe_cuda_memory_sharing(const fe_heap *heap) {
+    return ((const state *)heap->memory_state)->sharing;
+}

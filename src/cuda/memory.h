@@ -1,0 +1,13 @@
+/* The space of a rank in GPU memory, and the others' mapped. */
+#ifndef FERRY_CUDA_MEMORY_H
+#define FERRY_CUDA_MEMORY_H
+
+#include "cuda/core.h"
+
+extern const fe_memory fe_cuda_memory;
+
+/* After all are mapped. */
+int fe_cuda_memory_device(const fe_heap *heap);  /* the GPU's ordinal */
+int fe_cuda_memory_sharing(const fe_heap *heap); /* ranks of the group on this GPU, this one included */
+
+#endif

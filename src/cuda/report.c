@@ -1,0 +1,49 @@
+#include "cuda/device.h"
+
+static ferry_status tell_fatal(fe_engine *engine, ferry_status status) {
+    const fe_cuda_report *r = fe_cuda_of(engine)->world.report;
+    const fe_heap *heap = &engine->heap;
+    char step[sizeof r->step + 1] = "";
+    memcpy(step, r->step, sizeof r->step);
+    if (status == FERRY_ABORTED)
+        return fe_fail(FERRY_ABORTED, "rank %d: the group was aborted while %s waited", heap->rank, step);
+    if (status == FERRY_MISMATCH) return r->explain(step, heap->rank, r->ours, r->other, r->theirs);
+    if (r->epoch == 0) /* no note but a word of the caller's was awaited */
+        return fe_fail(FERRY_TIMEOUT, "rank %d waited too long in %s: the word is %llu", heap->rank, step,
+                       (unsigned long long)r->word);
+    return fe_cuda_core->blame(&engine->watch, step, r->epoch, r->seen);
+}
+
+void fe_cuda_look(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    pthread_mutex_lock(&cuda->lock);
+    ferry_status status = (ferry_status) * (volatile uint32_t *)&cuda->world.report->fatal;
+    if (status != FERRY_OK && !cuda->told) {
+        cuda->told = true;
+        fe_cuda_core->fault_note(&engine->fault, tell_fatal(engine, status), true);
+    }
+    pthread_mutex_unlock(&cuda->lock);
+}
+
+static ferry_status tell_soft(const fe_engine *engine, const fe_cuda_report *r, const fe_pass *pass) {
+    /* Sentences of a route need its map and rank, which are the group's. */
+    fe_shape shape = {.map = engine->map, .rank = engine->heap.rank};
+    if (r->soft == FERRY_INVALID) return fe_cuda_core->tell_index(&shape, r->token, r->choice, r->index);
+    if (r->soft == FERRY_OVERFLOW) return fe_cuda_core->tell_overflow(&shape, &r->totals);
+    static const char *const signs[] = {"==", "!=", ">", ">=", "<", "<="};
+    if (!pass || pass->move != FE_MOVE_UNTIL)
+        return fe_fail(FERRY_TIMEOUT, "rank %d: a wait for a word was too long", shape.rank);
+    return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms until a word was %s %llu: it is %llu", shape.rank,
+                   (long long)(pass->until.timeout_ns / 1000000), signs[pass->until.compare],
+                   (unsigned long long)pass->until.value, (unsigned long long)r->word);
+}
+
+ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    pthread_mutex_lock(&cuda->lock);
+    fe_cuda_report *r = cuda->world.report;
+    ferry_status status = *(volatile uint32_t *)&r->soft ? tell_soft(engine, r, pass) : FERRY_OK;
+    r->soft = FERRY_OK;
+    pthread_mutex_unlock(&cuda->lock);
+    return status;
+}

@@ -1,0 +1,150 @@
+#include "cuda/device.h"
+
+#include <stdlib.h>
+
+static fe_cuda_stream *own(ferry_stream *stream) {
+    return (fe_cuda_stream *)stream;
+}
+
+static ferry_status add_stream(fe_engine *engine, cudaStream_t native, bool wrapped, ferry_stream **stream) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    fe_cuda_stream *s = calloc(1, sizeof *s);
+    if (!s) return fe_fail(FERRY_NOMEM, "rank %d: no memory for a stream", engine->heap.rank);
+    s->base.engine = engine;
+    s->native = native;
+    s->wrapped = wrapped;
+    pthread_mutex_lock(&cuda->lock);
+    s->next = cuda->streams;
+    cuda->streams = s;
+    pthread_mutex_unlock(&cuda->lock);
+    *stream = &s->base;
+    return FERRY_OK;
+}
+
+ferry_status fe_cuda_stream_create(fe_engine *engine, ferry_stream **stream) {
+    cudaStream_t native;
+    FE_TRY(fe_cuda_enter(engine));
+    FE_CUDA_TRY(cudaStreamCreateWithFlags(&native, cudaStreamNonBlocking), engine->heap.rank, "making a stream");
+    ferry_status status = add_stream(engine, native, false, stream);
+    if (status != FERRY_OK) cudaStreamDestroy(native);
+    return status;
+}
+
+ferry_status fe_cuda_stream_wrap(fe_engine *engine, void *native, ferry_stream **stream) {
+    return add_stream(engine, native, true, stream);
+}
+
+void fe_cuda_stream_destroy(ferry_stream *stream) {
+    fe_cuda_stream *s = own(stream);
+    fe_cuda *cuda = fe_cuda_of(stream->engine);
+    fe_cuda_stream_drain(stream);
+    pthread_mutex_lock(&cuda->lock);
+    for (fe_cuda_stream **at = &cuda->streams; *at; at = &(*at)->next) {
+        if (*at != s) continue;
+        *at = s->next;
+        break;
+    }
+    pthread_mutex_unlock(&cuda->lock);
+    if (!s->wrapped) cudaStreamDestroy(s->native);
+    free(s);
+}
+
+void fe_cuda_stream_drain(ferry_stream *stream) {
+    if (fe_cuda_enter(stream->engine) == FERRY_OK) cudaStreamSynchronize(own(stream)->native);
+}
+
+ferry_status fe_cuda_stream_sync(ferry_stream *stream) {
+    fe_engine *engine = stream->engine;
+    fe_cuda *cuda = fe_cuda_of(engine);
+    bool before = cuda->told;
+    FE_TRY(fe_cuda_enter(engine));
+    ferry_status status = fe_cuda_ok(cudaStreamSynchronize(own(stream)->native), engine->heap.rank, "a stream");
+    if (status != FERRY_OK) {
+        fe_cuda_core->fault_note(&engine->fault, status, true);
+        return status;
+    }
+    fe_cuda_look(engine);
+    if (cuda->told && !before) {
+        pthread_mutex_lock(&engine->fault.lock);
+        status = fe_fail_again(engine->fault.status, engine->fault.sentence);
+        pthread_mutex_unlock(&engine->fault.lock);
+        return status;
+    }
+    status = fe_cuda_take_soft(engine, NULL);
+    if (status != FERRY_OK) fe_cuda_core->fault_note(&engine->fault, status, false);
+    return status;
+}
+
+int fe_cuda_stream_idle(ferry_stream *stream) {
+    if (fe_cuda_enter(stream->engine) != FERRY_OK) return 1;
+    return cudaStreamQuery(own(stream)->native) != cudaErrorNotReady;
+}
+
+ferry_status fe_cuda_call(ferry_stream *stream, void (*function)(void *), void *argument) {
+    FE_TRY(fe_cuda_enter(stream->engine));
+    return fe_cuda_ok(cudaLaunchHostFunc(own(stream)->native, function, argument), stream->engine->heap.rank,
+                      "putting a function on a stream");
+}
+
+/* ---- events ---- */
+
+static fe_cuda_event *of(ferry_event *event) {
+    return (fe_cuda_event *)event;
+}
+
+ferry_status fe_cuda_event_create(fe_engine *engine, ferry_event **event) {
+    fe_cuda_event *e = calloc(1, sizeof *e);
+    if (!e) return fe_fail(FERRY_NOMEM, "rank %d: no memory for an event", engine->heap.rank);
+    e->base.engine = engine;
+    ferry_status status = fe_cuda_enter(engine);
+    if (status == FERRY_OK)
+        status = fe_cuda_ok(cudaEventCreateWithFlags(&e->native, cudaEventDisableTiming), engine->heap.rank,
+                            "making an event");
+    if (status != FERRY_OK) {
+        free(e);
+        return status;
+    }
+    *event = &e->base;
+    return FERRY_OK;
+}
+
+void fe_cuda_event_destroy(ferry_event *event) {
+    cudaEventDestroy(of(event)->native); /* streams that still have to pass it keep what they need */
+    free(event);
+}
+
+ferry_status fe_cuda_event_record(ferry_event *event, ferry_stream *stream) {
+    of(event)->recorded = stream != NULL;
+    if (!stream) return FERRY_OK;
+    FE_TRY(fe_cuda_enter(event->engine));
+    return fe_cuda_ok(cudaEventRecord(of(event)->native, own(stream)->native), event->engine->heap.rank,
+                      "recording an event");
+}
+
+ferry_status fe_cuda_event_await(ferry_stream *stream, ferry_event *event) {
+    if (!of(event)->recorded) return FERRY_OK;
+    FE_TRY(fe_cuda_enter(event->engine));
+    return fe_cuda_ok(cudaStreamWaitEvent(own(stream)->native, of(event)->native, 0), event->engine->heap.rank,
+                      "waiting for an event");
+}
+
+ferry_status fe_cuda_event_sync(ferry_event *event) {
+    fe_engine *engine = event->engine;
+    int64_t deadline = fe_now_ns() + engine->watch.timeout_ns;
+    if (!of(event)->recorded) return FERRY_OK;
+    FE_TRY(fe_cuda_enter(engine));
+    for (;;) {
+        cudaError_t error = cudaEventQuery(of(event)->native);
+        if (error != cudaErrorNotReady) return fe_cuda_ok(error, engine->heap.rank, "an event");
+        FE_TRY(fe_cuda_core->aborted(&engine->heap));
+        if (fe_now_ns() > deadline)
+            return fe_fail(FERRY_TIMEOUT, "rank %d: the host waited %lld ms for an event that did not happen",
+                           engine->heap.rank, (long long)(engine->watch.timeout_ns / 1000000));
+        sched_yield();
+    }
+}
+
+int fe_cuda_event_done(ferry_event *event) {
+    if (!of(event)->recorded || fe_cuda_enter(event->engine) != FERRY_OK) return 1;
+    return cudaEventQuery(of(event)->native) != cudaErrorNotReady;
+}
