@@ -40,6 +40,9 @@ static inline void fe_pause(void) {
 /* Cores that this process may use: its affinity mask, and its container's quota where that is less. At least 1. */
 int fe_cores(void);
 
+/* Of the last level that this processor has a part in; 8 MiB where that cannot be learnt. */
+int64_t fe_cache_bytes(void);
+
 /* A thread of the library's: signals are the host program's business and stay out of it, and its floating-point environment is the
  * default one, whatever the creating thread has set. 0, or an errno. */
 int fe_thread_start(pthread_t *thread, void *(*function)(void *), void *argument);

@@ -55,8 +55,8 @@ typedef struct fe_bench {
     oracle_tokens tokens[FE_RANKS_MAX];
     oracle *plan;
     fe_draw_pool *in_pool, *back_pool;
-    char *landing[2]; /* floors: [ranks][slots] rows and their scales, in memory that ranks share */
-    char *returning;  /* floors: [ranks][slots] rows to be summed; with bf16 the same as landing[0] */
+    char *landing[2];   /* floors: [ranks][slots] rows and their scales, in memory that ranks share */
+    char *returning[2]; /* floors: [ranks][slots] rows to be summed; with bf16 the same as landing */
     size_t landing_bytes, returning_bytes;
     const fe_rows *kernels;
     fe_bench_shared *shared;

@@ -1,5 +1,5 @@
 /* The floors: the same bytes, from the same rows to the same (rank, slot), by plain copies and sums without any exchange, on as
- * many threads. Buffers are touched beforehand; copies alternate between two halves, as the library's receive buffers do. */
+ * many threads. Buffers are touched beforehand; copies and sums alternate between two halves, as the library's buffers do. */
 #include "base/os.h"
 #include "bench.h"
 #include <stdlib.h>
@@ -91,7 +91,7 @@ static int list_rows(const fe_floor *f, int64_t token, const void **rows, float 
     if (token >= b->tokens[f->lane->self->rank].tokens) return 0;
     for (int64_t i = f->terms.first[token]; i < f->terms.first[token + 1]; i++, n++) {
         const place *p = &f->terms.list[i];
-        rows[n] = b->returning + (size_t)(p->rank * b->slots + p->slot) * b->back_bytes;
+        rows[n] = b->returning[f->half] + (size_t)(p->rank * b->slots + p->slot) * b->back_bytes;
         weights[n] = p->weight;
     }
     return n;
@@ -150,8 +150,9 @@ static void touch(const fe_lane *lane) {
             memset(landing_row(b, half, &p), 0, b->row_bytes);
             memset(landing_scales(b, half, &p), 0, b->scale_bytes);
         }
-        fe_draw_row(b->back_pool, self, p.slot, (size_t)b->o.hidden,
-                    b->returning + (size_t)(self * b->slots + p.slot) * b->back_bytes);
+        for (int half = 0; half < 2; half++)
+            fe_draw_row(b->back_pool, self, p.slot, (size_t)b->o.hidden,
+                        b->returning[half] + (size_t)(self * b->slots + p.slot) * b->back_bytes);
     }
     memset(lane->result_rows, 0, (size_t)b->tokens[self].tokens * b->back_bytes);
 }

@@ -129,10 +129,11 @@ static bool make_landings(fe_bench *b, char *why) {
     b->landing_bytes = slots * (b->row_bytes + b->scale_bytes) + 1;
     b->returning_bytes = slots * b->back_bytes + 1;
     for (int half = 0; half < 2; half++) b->landing[half] = fe_shared_new(b->landing_bytes);
-    b->returning = b->fp8 ? fe_shared_new(b->returning_bytes) : b->landing[0];
+    for (int half = 0; half < 2; half++)
+        b->returning[half] = b->fp8 ? fe_shared_new(b->returning_bytes) : b->landing[half];
     b->shared_bytes = sizeof *b->shared + sizeof(double) * FE_M_COUNT * (size_t)b->o.ranks * (size_t)b->o.iters;
     b->shared = fe_shared_new(b->shared_bytes);
-    if (!b->landing[0] || !b->landing[1] || !b->returning || !b->shared)
+    if (!b->landing[0] || !b->landing[1] || !b->returning[0] || !b->returning[1] || !b->shared)
         return say(why, "the system has no room to map the floors' buffers");
     return true;
 }
@@ -163,7 +164,7 @@ void fe_bench_plan_free(fe_bench *b) {
     if (b->plan) oracle_free(b->plan);
     free(b->in_pool);
     free(b->back_pool);
-    if (b->fp8) fe_shared_free(b->returning, b->returning_bytes);
+    for (int half = 0; b->fp8 && half < 2; half++) fe_shared_free(b->returning[half], b->returning_bytes);
     for (int half = 0; half < 2; half++) fe_shared_free(b->landing[half], b->landing_bytes);
     fe_shared_free(b->shared, b->shared_bytes);
 }

@@ -1,0 +1,112 @@
+/* Combine, owner's side: through registers. A warp takes a piece of a token and asks for up to eight of its rows at once; and which
+ * kernel a launch takes. */
+#include "cuda/reduce.cuh"
+
+#define WARPS 16 /* 128 registers each */
+#define LOADS 2  /* of 16 bytes, that a lane makes of a row */
+#define ROWS  8  /* asked for at once */
+#define PIECE (LOADS * FE_WARP * 16)
+
+/* Adds the rows of up to 32 terms, one a lane, in order. at: the lane's first byte of the piece. */
+template <int IN>
+FE_DEVICE void add_rows(float (*sum)[FE_LANES(IN)], const char *from, float weight, uint32_t left, int at, int end) {
+    while (left) {
+        uint4 v[ROWS][LOADS];
+        float w[ROWS];
+        uint32_t have = 0;
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            if (!left) continue;
+            int term = __ffs((int)left) - 1;
+            left &= left - 1;
+            have |= 1u << r;
+            const char *row = fe_of_lane(from, term) + at;
+            w[r] = __shfl_sync(FE_ALL, weight, term);
+#pragma unroll
+            for (int i = 0; i < LOADS; i++)
+                if (at + i * FE_WARP * 16 < end) v[r][i] = fe_load16(row + i * FE_WARP * 16);
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            if (!(have >> r & 1)) continue;
+#pragma unroll
+            for (int i = 0; i < LOADS; i++) fe_add<IN>(sum[i], v[r][i], w[r]);
+        }
+    }
+}
+
+/* t: the token's first terms. */
+template <int IN>
+FE_DEVICE void sum_piece(const fe_cuda_args &a, const fe_board &b, int token, int piece, fe_term t, int row_bytes) {
+    const fe_reduce &r = a.pass.reduce;
+    int at = piece * PIECE + fe_lane() * 16;
+    float sum[LOADS][FE_LANES(IN)];
+#pragma unroll
+    for (int i = 0; i < LOADS; i++)
+        if (at + i * FE_WARP * 16 < row_bytes) fe_start<IN>(r, token, (size_t)(at + i * FE_WARP * 16), sum[i]);
+    for (int first = 0;;) {
+        const char *from = t.at.slot >= 0 ? fe_row_from(b, t.at) : NULL;
+        add_rows<IN>(sum, from, t.weight, __ballot_sync(FE_ALL, t.at.slot >= 0), at, row_bytes);
+        first += FE_WARP;
+        if (first >= a.route.shape.topk) break;
+        t = fe_term_of(a, token, first);
+    }
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+        int byte = at + i * FE_WARP * 16;
+        if (byte < row_bytes) fe_finish<IN>(r, token, (size_t)byte / 16 * FE_LANES(IN), sum[i]);
+    }
+}
+
+template <int IN>
+static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_reduce_plain(const __grid_constant__ fe_cuda_args a) {
+    const fe_reduce &r = a.pass.reduce;
+    int row_bytes = (int)r.columns * (16 / FE_LANES(IN)), pieces = (row_bytes + PIECE - 1) / PIECE;
+    int warps = (int)blockDim.x / FE_WARP, step = (int)gridDim.x * warps, items = a.route.shape.tokens * pieces;
+    int item = (int)blockIdx.x * warps + (int)threadIdx.x / FE_WARP;
+    uint64_t epoch;
+    fe_term next = {{-1, -1}, 0};
+    if (item < items) next = fe_term_of(a, item / pieces, 0); /* ours: before the others are heard */
+    if (!fe_open(a, &epoch)) return;
+    fe_board b = fe_board_of(a, FE_OFFER);
+    if (fe_reduce_wide(a, b)) {
+        for (; item < items; item += step) {
+            int token = item / pieces, piece = item % pieces;
+            fe_term now = next;
+            if (item + step < items) next = fe_term_of(a, (item + step) / pieces, 0);
+            sum_piece<IN>(a, b, token, piece, now, row_bytes);
+            if (piece == 0 && r.weights_out) fe_return_weights(a, b, token);
+        }
+    } else {
+        fe_sum_narrow<IN>(a, b);
+    }
+    fe_close(a, epoch);
+}
+
+static const void *kernel_of(ferry_dtype in) {
+    return in == FERRY_BF16   ? (const void *)fe_reduce_plain<FERRY_BF16>
+           : in == FERRY_FP16 ? (const void *)fe_reduce_plain<FERRY_FP16>
+                              : (const void *)fe_reduce_plain<FERRY_FP32>;
+}
+
+cudaError_t fe_cuda_launch_reduce(fe_cuda_args *args, cudaStream_t stream) {
+    const fe_reduce *r = &args->pass.reduce;
+    bool done = false;
+    cudaError_t error = fe_cuda_reduce_bulk(args, stream, &done);
+    if (error != cudaSuccess || done) return error;
+    int64_t pieces = ((int64_t)r->columns * (16 / FE_LANES(r->in_type)) + PIECE - 1) / PIECE;
+    int threads = fe_share_out(args, args->route.shape.tokens * pieces, WARPS);
+    void *arguments[] = {args};
+    return cudaLaunchKernel(kernel_of(r->in_type), dim3((unsigned)args->blocks), dim3((unsigned)threads), arguments, 0,
+                            stream);
+}
+
+cudaError_t fe_cuda_prepare_reduce(void) {
+    static const ferry_dtype types[] = {FERRY_BF16, FERRY_FP16, FERRY_FP32};
+    cudaError_t error = fe_cuda_reduce_bulk_prepare();
+    for (int i = 0; i < 3 && error == cudaSuccess; i++) {
+        cudaFuncAttributes its;
+        error = cudaFuncGetAttributes(&its, kernel_of(types[i]));
+    }
+    return error;
+}

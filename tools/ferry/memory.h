@@ -1,0 +1,36 @@
+/* Memory of the sort that a device wants of the library's callers, and ways to look into what the library shows them. On the CPU all
+ * of it is malloc's, and views are plain memory. With CUDA new memory is pinned host memory, which host and GPU see at one address, and
+ * views are GPU memory that host code reads and writes through ferry_get and ferry_put.
+ *
+ * CUDA itself is not linked: libferry_cuda.so is opened when the first piece is asked for, so that a process that only starts ranks
+ * never touches the GPU. */
+#ifndef FERRY_TOOL_MEMORY_H
+#define FERRY_TOOL_MEMORY_H
+
+#include "ferry/ferry.h"
+#include <stdbool.h>
+
+/* First of all, before threads: the device, and how many ranks this process will run. Sets what CUDA reads from the environment, unless
+ * it is set already: kernels that wait for each other need a hardware queue each. */
+void fe_memory_choose(ferry_device device, int ranks_here);
+ferry_device fe_memory_device(void);
+/* Why CUDA's memory could not be had; "" when nothing is known. */
+const char *fe_memory_trouble(void);
+
+/* Any thread. At least 16-byte aligned; NULL: none left. What is written past the end is noticed when it is freed, and ends the
+ * process. NULL may be freed. */
+void *fe_memory_new(size_t bytes);
+void fe_memory_free(void *memory);
+
+/* Between host memory of any sort and this rank's own space: a view, ferry_combine_buffer, ferry_heap_alloc. */
+ferry_status fe_memory_read(ferry_group *group, void *host, const void *from, size_t bytes);
+ferry_status fe_memory_write(ferry_group *group, void *to, const void *host, size_t bytes);
+
+/* The device's own memory, for measurements: the GPU's. fe_memory_copy goes between any two places, and is done when it returns. */
+void *fe_memory_device_new(size_t bytes);
+void fe_memory_device_free(void *memory);
+bool fe_memory_copy(void *to, const void *from, size_t bytes);
+/* Bytes read and written per second by a large copy inside the GPU's memory. */
+bool fe_memory_copy_rate(double *bytes_per_s);
+
+#endif
