@@ -318,6 +318,34 @@ FERRY_API ferry_status ferry_put(ferry_group *group, void *symmetric, const void
 FERRY_API ferry_status ferry_get(ferry_group *group, void *destination, const void *symmetric, size_t bytes, int rank,
                                  ferry_stream *stream);
 
+#define FERRY_MAGIC_DEVICE_GROUP 0x4647444556475031ull
+
+/* What a kernel of the caller's needs of a group, passed to it by value: see ferry/device.cuh. Its pointers are device memory of the
+ * group's, and end with it. */
+typedef struct ferry_device_group {
+    size_t size;
+    uint64_t magic;
+    int rank, ranks;
+    char *const *space;      /* [ranks] where each rank's heap is, for this rank's GPU */
+    uint64_t space_bytes;    /* of each */
+    uint64_t barrier_at;     /* in it: [2][ranks] words of 64 bytes for ferry_dev_barrier */
+    uint64_t *barrier_epoch; /* this rank's count of barriers */
+    const uint32_t *aborted; /* not 0: the group was aborted. Host memory, mapped */
+    uint64_t timeout_ns;     /* the group's */
+} ferry_device_group;
+
+static inline ferry_device_group ferry_device_group_init(void) {
+    ferry_device_group g;
+    memset(&g, 0, sizeof g);
+    g.size = sizeof g;
+    g.magic = FERRY_MAGIC_DEVICE_GROUP;
+    return g;
+}
+#define FERRY_DEVICE_GROUP_INIT ferry_device_group_init()
+
+/* Fills the handle. FERRY_UNSUPPORTED on the CPU device. */
+FERRY_API ferry_status ferry_group_device(ferry_group *group, ferry_device_group *handle);
+
 typedef enum ferry_signal_op { FERRY_SIGNAL_SET = 0, FERRY_SIGNAL_ADD = 1 } ferry_signal_op;
 
 /* put, then set or add `value` at the symmetric 8-byte-aligned `signal`: whoever sees the signal (ferry_wait_until) sees the data. */

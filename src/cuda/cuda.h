@@ -16,6 +16,7 @@
 typedef struct fe_cuda_own {          /* device memory of this rank alone */
     uint32_t broken;                  /* a pass has failed for good: later ones do nothing */
     uint32_t done[FE_CUDA_TICKETS];   /* blocks of a launch that are through with their move; the last one clears it */
+    uint64_t kernel_barriers;         /* ferry_dev_barrier's */
     uint64_t epoch[FE_CUDA_TIDES][2]; /* of the last step of the tide and half */
 } fe_cuda_own;
 

@@ -193,6 +193,19 @@ static ferry_status fetch(fe_engine *engine, ferry_stream *stream, void *host, c
     return fe_cuda_ok(cudaStreamSynchronize(native), engine->heap.rank, "reading counts");
 }
 
+static ferry_status fill_handle(fe_engine *engine, ferry_device_group *handle) {
+    const fe_cuda_world *world = &fe_cuda_of(engine)->world;
+    handle->rank = world->rank;
+    handle->ranks = world->ranks;
+    handle->space = world->space;
+    handle->space_bytes = engine->heap.space_bytes;
+    handle->barrier_at = (uint64_t)FE_KERNEL * 2 * (uint64_t)world->ranks * sizeof(fe_cell);
+    handle->barrier_epoch = &world->own->kernel_barriers;
+    handle->aborted = world->aborted;
+    handle->timeout_ns = world->timeout_ns;
+    return FERRY_OK;
+}
+
 static const fe_device device = {
     .name = "cuda",
     .memory = &fe_cuda_memory,
@@ -205,6 +218,7 @@ static const fe_device device = {
     .release = release,
     .fetch = fetch,
     .look = fe_cuda_look,
+    .handle = fill_handle,
     .call = fe_cuda_call,
     .stream_create = fe_cuda_stream_create,
     .stream_wrap = fe_cuda_stream_wrap,

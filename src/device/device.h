@@ -38,6 +38,8 @@ typedef struct fe_device {
     ferry_status (*fetch)(fe_engine *engine, ferry_stream *stream, void *host, const void *from, size_t bytes);
     /* Errors that passes have left behind since, into the engine's fault. NULL: passes tell by themselves. */
     void (*look)(fe_engine *engine);
+    /* What kernels of the caller's need; NULL: the device runs none. */
+    ferry_status (*handle)(fe_engine *engine, ferry_device_group *handle);
     /* A function of the user's at the end of a stream. */
     ferry_status (*call)(ferry_stream *stream, void (*function)(void *), void *argument);
     ferry_status (*stream_create)(fe_engine *engine, ferry_stream **stream);

@@ -1,4 +1,5 @@
 /* The partitioned global address space: one-sided operations on the symmetric heap of a near rank, by load and store. */
+#include "base/structs.h"
 #include "group/group.h"
 
 #include <stdio.h>
@@ -30,6 +31,15 @@ void *ferry_heap_ptr(const ferry_group *g, const void *pointer, int rank) {
     const fe_heap *heap = &g->engine.heap;
     int64_t offset = fe_heap_offset(heap, pointer, 1);
     return offset < (int64_t)heap->body_at ? NULL : fe_near(heap, rank, (uint64_t)offset);
+}
+
+ferry_status ferry_group_device(ferry_group *g, ferry_device_group *handle) {
+    FE_TRY(fe_group_check(g, "ferry_group_device"));
+    FE_CHECK_STRUCT(handle, FERRY_MAGIC_DEVICE_GROUP, "device group");
+    if (!g->engine.device->handle)
+        return fe_fail(FERRY_UNSUPPORTED, "ferry_group_device: the %s device runs no kernels of the caller's",
+                       g->engine.device->name);
+    return g->engine.device->handle(&g->engine, handle);
 }
 
 /* ---- put, get, signal ---- */

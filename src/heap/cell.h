@@ -13,6 +13,7 @@ typedef enum fe_kind {
     FE_OFFER,   /* my experts' outputs are at this offset of my heap */
     FE_PULLED,  /* I have read what I need of your outputs */
     FE_MEET,    /* barrier, all-gather, broadcast, symmetric allocation */
+    FE_KERNEL,  /* the barrier of kernels of the caller's (ferry/device.cuh) */
     FE_KINDS
 } fe_kind;
 

@@ -1,0 +1,87 @@
+/* For programs that use GPUs without being linked to CUDA: Ferry's own tests and benchmarks find these by name in libferry_cuda.so. */
+#include "cuda/cuda.h"
+
+#include "ferry/ferry.h"
+
+/* Pinned memory that the host and every GPU address alike; NULL: none. */
+FERRY_API void *ferry_cuda_host_alloc(size_t bytes);
+FERRY_API void ferry_cuda_host_free(void *memory);
+/* Memory of the current GPU; NULL: none. */
+FERRY_API void *ferry_cuda_device_alloc(size_t bytes);
+FERRY_API void ferry_cuda_device_free(void *memory);
+/* Between memory of any kind. 0, or a cudaError_t. */
+FERRY_API int ferry_cuda_copy(void *to, const void *from, size_t bytes);
+/* The GPU's name, and how many SMs it has; 0, or a cudaError_t. */
+FERRY_API int ferry_cuda_describe(char *name, size_t size, int *sms);
+/* Bytes read and written a second by the driver's own copy between two buffers of 1 GiB: the floor of everything that moves rows. */
+FERRY_API int ferry_cuda_copy_rate(double *bytes_per_second);
+
+void *ferry_cuda_host_alloc(size_t bytes) {
+    void *memory = NULL;
+    return cudaHostAlloc(&memory, bytes ? bytes : 1, cudaHostAllocPortable | cudaHostAllocMapped) == cudaSuccess
+               ? memory
+               : NULL;
+}
+
+void ferry_cuda_host_free(void *memory) {
+    cudaFreeHost(memory);
+}
+
+void *ferry_cuda_device_alloc(size_t bytes) {
+    void *memory = NULL;
+    return cudaMalloc(&memory, bytes ? bytes : 1) == cudaSuccess ? memory : NULL;
+}
+
+void ferry_cuda_device_free(void *memory) {
+    cudaFree(memory);
+}
+
+int ferry_cuda_copy(void *to, const void *from, size_t bytes) {
+    return (int)cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
+}
+
+int ferry_cuda_describe(char *name, size_t size, int *sms) {
+    struct cudaDeviceProp prop;
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaGetDeviceProperties(&prop, device);
+    if (error != cudaSuccess) return (int)error;
+    size_t n = strnlen(prop.name, sizeof prop.name);
+    if (n >= size) n = size - 1;
+    memcpy(name, prop.name, n);
+    name[n] = '\0';
+    *sms = prop.multiProcessorCount;
+    return 0;
+}
+
+/* The best of a few, in milliseconds. */
+static cudaError_t time_copies(void *to, const void *from, size_t bytes, float *best) {
+    cudaEvent_t begin, end;
+    cudaError_t error = cudaEventCreate(&begin);
+    if (error != cudaSuccess) return error;
+    error = cudaEventCreate(&end);
+    *best = 1e9f;
+    for (int i = 0; error == cudaSuccess && i < 10; i++) {
+        float ms = 0;
+        cudaEventRecord(begin, 0);
+        error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, 0);
+        cudaEventRecord(end, 0);
+        if (error == cudaSuccess) error = cudaEventSynchronize(end);
+        if (error == cudaSuccess) error = cudaEventElapsedTime(&ms, begin, end);
+        if (ms > 0 && ms < *best) *best = ms;
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    return error;
+}
+
+int ferry_cuda_copy_rate(double *bytes_per_second) {
+    const size_t bytes = (size_t)1 << 30;
+    void *from = ferry_cuda_device_alloc(bytes), *to = ferry_cuda_device_alloc(bytes);
+    float ms = 0;
+    cudaError_t error = from && to ? time_copies(to, from, bytes, &ms) : cudaErrorMemoryAllocation;
+    cudaFree(from);
+    cudaFree(to);
+    *bytes_per_second = ms > 0 ? 2e3 * (double)bytes / (double)ms : 0;
+    return (int)error;
+}
