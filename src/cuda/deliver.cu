@@ -98,7 +98,7 @@ FE_DEVICE void pad(const fe_cuda_args &a) {
     pad_rows(a, end, fe_least(fe_align_rows(end, s.alignment), rows));
 }
 
-__global__ void __launch_bounds__(256) deliver_kernel(const __grid_constant__ fe_cuda_args a) {
+__global__ void __launch_bounds__(256, 1) deliver_kernel(const __grid_constant__ fe_cuda_args a) {
     const fe_deliver &d = a.pass.deliver;
     uint64_t epoch;
     if (!fe_open(a, &epoch)) return;
@@ -128,7 +128,7 @@ cudaError_t fe_cuda_launch_deliver(fe_cuda_args *args, cudaStream_t stream) {
 
 /* ---- combine ---- */
 
-__global__ void __launch_bounds__(256) gather_kernel(const __grid_constant__ fe_cuda_args a) {
+__global__ void __launch_bounds__(256, 1) gather_kernel(const __grid_constant__ fe_cuda_args a) {
     const fe_gather &g = a.pass.gather;
     char *space = a.world.space[a.world.rank];
     uint64_t epoch;

@@ -39,11 +39,14 @@ FE_DEVICE void add_rows(float (*sum)[FE_LANES(IN)], const char *from, float weig
 template <int IN>
 FE_DEVICE void sum_piece(const fe_cuda_args &a, const fe_board &b, int token, int piece, fe_term t, int row_bytes) {
     const fe_reduce &r = a.pass.reduce;
-    int at = piece * PIECE + fe_lane() * 16;
+    int at = piece * PIECE + fe_lane() * 16, out_bytes = fe_out_bytes<IN>(r);
     float sum[LOADS][FE_LANES(IN)];
 #pragma unroll
-    for (int i = 0; i < LOADS; i++)
+    for (int i = 0; i < LOADS; i++) {
+#pragma unroll
+        for (int c = 0; c < FE_LANES(IN); c++) sum[i][c] = 0;
         if (at + i * FE_WARP * 16 < row_bytes) fe_start<IN>(r, token, (size_t)(at + i * FE_WARP * 16), sum[i]);
+    }
     for (int first = 0;;) {
         const char *from = t.at.slot >= 0 ? fe_row_from(b, t.at) : NULL;
         add_rows<IN>(sum, from, t.weight, __ballot_sync(FE_ALL, t.at.slot >= 0), at, row_bytes);
@@ -51,31 +54,30 @@ FE_DEVICE void sum_piece(const fe_cuda_args &a, const fe_board &b, int token, in
         if (first >= a.route.shape.topk) break;
         t = fe_term_of(a, token, first);
     }
+    char *out = r.out + token * r.out_stride + (size_t)(at / 16) * out_bytes;
 #pragma unroll
-    for (int i = 0; i < LOADS; i++) {
-        int byte = at + i * FE_WARP * 16;
-        if (byte < row_bytes) fe_finish<IN>(r, token, (size_t)byte / 16 * FE_LANES(IN), sum[i]);
-    }
+    for (int i = 0; i < LOADS; i++)
+        if (at + i * FE_WARP * 16 < row_bytes) fe_finish<IN>(out + i * FE_WARP * out_bytes, r.out_type, sum[i]);
 }
 
 template <int IN>
 static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_reduce_plain(const __grid_constant__ fe_cuda_args a) {
     const fe_reduce &r = a.pass.reduce;
-    int row_bytes = (int)r.columns * (16 / FE_LANES(IN)), pieces = (row_bytes + PIECE - 1) / PIECE;
-    int warps = (int)blockDim.x / FE_WARP, step = (int)gridDim.x * warps, items = a.route.shape.tokens * pieces;
-    int item = (int)blockIdx.x * warps + (int)threadIdx.x / FE_WARP;
+    int row_bytes = (int)r.columns * (16 / FE_LANES(IN));
+    fe_share item = fe_warps_share(a.route.shape.tokens, (row_bytes + PIECE - 1) / PIECE);
     uint64_t epoch;
     fe_term next = {{-1, -1}, 0};
-    if (item < items) next = fe_term_of(a, item / pieces, 0); /* ours: before the others are heard */
+    if (fe_more(item)) next = fe_term_of(a, item.token, 0); /* ours: before the others are heard */
     if (!fe_open(a, &epoch)) return;
     fe_board b = fe_board_of(a, FE_OFFER);
     if (fe_reduce_wide(a, b)) {
-        for (; item < items; item += step) {
-            int token = item / pieces, piece = item % pieces;
+        while (fe_more(item)) {
+            fe_share coming = fe_after(item);
             fe_term now = next;
-            if (item + step < items) next = fe_term_of(a, (item + step) / pieces, 0);
-            sum_piece<IN>(a, b, token, piece, now, row_bytes);
-            if (piece == 0 && r.weights_out) fe_return_weights(a, b, token);
+            if (fe_more(coming)) next = fe_term_of(a, coming.token, 0);
+            sum_piece<IN>(a, b, item.token, item.piece, now, row_bytes);
+            if (r.weights_out && fe_sees_to_token(item)) fe_return_weights(a, b, item.token);
+            item = coming;
         }
     } else {
         fe_sum_narrow<IN>(a, b);
@@ -101,7 +103,7 @@ cudaError_t fe_cuda_launch_reduce(fe_cuda_args *args, cudaStream_t stream) {
                             stream);
 }
 
-cudaError_t fe_cuda_prepare_reduce(void) {
+extern "C" cudaError_t fe_cuda_prepare_reduce(void) {
     static const ferry_dtype types[] = {FERRY_BF16, FERRY_FP16, FERRY_FP32};
     cudaError_t error = fe_cuda_reduce_bulk_prepare();
     for (int i = 0; i < 3 && error == cudaSuccess; i++) {

@@ -73,17 +73,18 @@ template <int IN> FE_DEVICE void fe_add(float *sum, uint4 v, float weight) {
 
 /* bytes: where in the row. */
 template <int IN> FE_DEVICE void fe_start(const fe_reduce &r, int token, size_t bytes, float *sum) {
-#pragma unroll
-    for (int c = 0; c < FE_LANES(IN); c++) sum[c] = 0;
     if (r.bias[0]) fe_widen<IN>(fe_load16(r.bias[0] + token * r.bias_stride[0] + bytes), sum);
     if (r.bias[1]) fe_add<IN>(sum, fe_load16(r.bias[1] + token * r.bias_stride[1] + bytes), 1.0f);
 }
 
-/* column: the first of them. */
-template <int IN> FE_DEVICE void fe_finish(const fe_reduce &r, int token, size_t column, const float *sum) {
-    char *to = r.out + token * r.out_stride + column * (r.out_type == FERRY_FP32 ? 4 : 2);
+/* Bytes of the output that 16 of the input become. */
+template <int IN> FE_DEVICE int fe_out_bytes(const fe_reduce &r) {
+    return FE_LANES(IN) * (r.out_type == FERRY_FP32 ? 4 : 2);
+}
+
+template <int IN> FE_DEVICE void fe_finish(char *to, ferry_dtype type, const float *sum) {
     uint32_t word[FE_LANES(IN)];
-    if (r.out_type == FERRY_FP32) {
+    if (type == FERRY_FP32) {
 #pragma unroll
         for (int c = 0; c < FE_LANES(IN); c++) word[c] = fe_f32_bits(fe_f32_canonical(sum[c]));
 #pragma unroll
@@ -93,8 +94,7 @@ template <int IN> FE_DEVICE void fe_finish(const fe_reduce &r, int token, size_t
     }
 #pragma unroll
     for (int i = 0; i < FE_LANES(IN) / 2; i++)
-        word[i] =
-            r.out_type == FERRY_BF16 ? fe_bf16x2(sum[2 * i], sum[2 * i + 1]) : fe_fp16x2(sum[2 * i], sum[2 * i + 1]);
+        word[i] = type == FERRY_BF16 ? fe_bf16x2(sum[2 * i], sum[2 * i + 1]) : fe_fp16x2(sum[2 * i], sum[2 * i + 1]);
     if (FE_LANES(IN) == 8)
         fe_store16(to, make_uint4(word[0], word[1], word[2], word[3]));
     else
@@ -157,13 +157,11 @@ template <int IN> FE_DEVICE void fe_sum_columns(const fe_cuda_args &a, const fe_
 
 template <int IN> FE_DEVICE void fe_sum_narrow(const fe_cuda_args &a, const fe_board &b) {
     const fe_reduce &r = a.pass.reduce;
-    int pieces = ((int)r.columns + FE_NARROW_PIECE - 1) / FE_NARROW_PIECE, items = a.route.shape.tokens * pieces;
-    int warps = (int)blockDim.x / FE_WARP;
-    for (int i = (int)blockIdx.x * warps + (int)threadIdx.x / FE_WARP; i < items; i += (int)gridDim.x * warps) {
-        int token = i / pieces, begin = i % pieces * FE_NARROW_PIECE;
-        int end = min(begin + FE_NARROW_PIECE, (int)r.columns);
-        for (int first = begin; first < end; first += FE_WARP) fe_sum_columns<IN>(a, b, token, first + fe_lane());
-        if (begin == 0 && r.weights_out) fe_return_weights(a, b, token);
+    int pieces = ((int)r.columns + FE_NARROW_PIECE - 1) / FE_NARROW_PIECE;
+    for (fe_share i = fe_warps_share(a.route.shape.tokens, pieces); fe_more(i); i = fe_after(i)) {
+        int begin = i.piece * FE_NARROW_PIECE, end = min(begin + FE_NARROW_PIECE, (int)r.columns);
+        for (int first = begin; first < end; first += FE_WARP) fe_sum_columns<IN>(a, b, i.token, first + fe_lane());
+        if (r.weights_out && fe_sees_to_token(i)) fe_return_weights(a, b, i.token);
     }
 }
 

@@ -10,52 +10,58 @@
 #define LOADS     4  /* of 16 bytes, that a lane makes of a stage */
 #define PIECE     (ADDERS * LOADS * FE_WARP * 16)
 #define STAGES    16 /* the most in a ring */
-#define FEW       4  /* blocks */
+#define FEW       4  /* blocks; where there are more, SHALLOW stages of PIECE bytes are enough */
+#define SHALLOW   9
 #define LEAST_ROW 2048
 
 typedef struct shape {
     int pieces, piece_bytes, teams, stages;
+    int adders; /* warps of a team beside the last one, which asks */
 } shape;
 
 #if FE_BULK
-typedef struct ring { /* of a team */
-    char *stage;
-    uint64_t *full, *empty;
-    int adders, member, first, step, items;
+typedef struct ring {    /* of a team: where somebody of it is */
+    uint32_t stage, bar; /* bar: of the full stage; 8 bytes on, of the empty one */
+    int to_end;          /* stages, this one included */
+    uint32_t parity;
 } ring;
 
-FE_DEVICE ring open_ring(const fe_cuda_args &a, const shape &sh, char *shared) {
-    int warp = (int)threadIdx.x / FE_WARP, team_warps = (int)blockDim.x / FE_WARP / sh.teams, team = warp / team_warps;
-    size_t ring_bytes = (size_t)sh.stages * sh.piece_bytes;
+FE_DEVICE ring open_ring(const shape &sh, const char *shared, int team, int member) {
+    int ring_bytes = sh.stages * sh.piece_bytes, arrivals = sh.adders;
     ring r;
-    r.stage = shared + team * ring_bytes;
-    r.full = (uint64_t *)(shared + sh.teams * ring_bytes) + team * 2 * sh.stages;
-    r.empty = r.full + sh.stages;
-    r.adders = team_warps - 1;
-    r.member = warp - team * team_warps;
-    r.first = (int)blockIdx.x + team * (int)gridDim.x;
-    r.step = (int)gridDim.x * sh.teams;
-    r.items = a.route.shape.tokens * sh.pieces;
-    if (r.member == 0 && fe_lane() == 0) {
-        for (int s = 0; s < sh.stages; s++) {
-            fe_bar_init(&r.full[s], 1);
+    r.stage = fe_shared_at(shared) + team * ring_bytes;
+    r.bar = fe_shared_at(shared) + sh.teams * ring_bytes + team * sh.stages * 16;
+    r.to_end = sh.stages;
+    r.parity = 0;
 #ifdef FE_RACECHECK /* which does not see that __syncwarp carries the other lanes' reads to lane 0's arrival */
-            fe_bar_init(&r.empty[s], (uint32_t)(r.adders * FE_WARP));
-#else
-            fe_bar_init(&r.empty[s], (uint32_t)r.adders);
+    arrivals *= FE_WARP;
 #endif
+    if (member == 0 && fe_lane() == 0) {
+        for (int s = 0; s < sh.stages; s++) {
+            fe_bar_init(r.bar + 16 * s, 1);
+            fe_bar_init(r.bar + 16 * s + 8, (uint32_t)arrivals);
         }
         fe_bar_init_done();
     }
     return r;
 }
 
-FE_DEVICE void leave_stage(const ring &r, int s) {
+FE_DEVICE void go_on(const shape &sh, ring *r) {
+    r->bar += 16;
+    r->stage += (uint32_t)sh.piece_bytes;
+    if (--r->to_end) return;
+    r->bar -= 16 * sh.stages;
+    r->stage -= (uint32_t)(sh.piece_bytes * sh.stages);
+    r->to_end = sh.stages;
+    r->parity ^= 1;
+}
+
+FE_DEVICE void leave_stage(const ring &r) {
 #ifdef FE_RACECHECK
-    fe_bar_arrive(&r.empty[s]);
+    fe_bar_arrive(r.bar + 8);
 #else
     __syncwarp();
-    if (fe_lane() == 0) fe_bar_arrive(&r.empty[s]);
+    if (fe_lane() == 0) fe_bar_arrive(r.bar + 8);
 #endif
 }
 
@@ -63,75 +69,97 @@ FE_DEVICE int bytes_of(const shape &sh, int row_bytes, int piece) {
     return min(sh.piece_bytes, row_bytes - piece * sh.piece_bytes);
 }
 
+/* The first terms of the item after this one: read ahead. */
+FE_DEVICE fe_term coming_term(const fe_cuda_args &a, const fe_share &item) {
+    fe_share coming = fe_after(item);
+    fe_term none = {{-1, -1}, 0};
+    return fe_more(coming) ? fe_term_of(a, coming.token, 0) : none;
+}
+
 /* The asking warp. */
-FE_DEVICE void ask_all(const fe_cuda_args &a, const fe_board &b, const shape &sh, const ring &r, fe_term next,
+FE_DEVICE void ask_all(const fe_cuda_args &a, const fe_board &b, const shape &sh, ring r, fe_share item, fe_term next,
                        int row_bytes) {
-    int topk = a.route.shape.topk, s = 0;
-    uint32_t parity = 0;
+    int topk = a.route.shape.topk;
     fe_proxy_fence(); /* what the notes let us see, before the copies of it */
-    for (int item = r.first; item < r.items; item += r.step) {
-        int token = item / sh.pieces, piece = item % sh.pieces, bytes = bytes_of(sh, row_bytes, piece);
+    for (; fe_more(item); item = fe_after(item)) {
         fe_term t = next;
-        if (item + r.step < r.items) next = fe_term_of(a, (item + r.step) / sh.pieces, 0);
+        uint32_t bytes = (uint32_t)bytes_of(sh, row_bytes, item.piece);
+        next = coming_term(a, item);
         for (int first = 0; first < topk; first += FE_WARP) {
-            if (first) t = fe_term_of(a, token, first);
-            const char *from = t.at.slot >= 0 ? fe_row_from(b, t.at) + (size_t)piece * sh.piece_bytes : NULL;
+            if (first) t = fe_term_of(a, item.token, first);
+            const char *from = t.at.slot >= 0 ? fe_row_from(b, t.at) + (size_t)item.piece * sh.piece_bytes : NULL;
             for (uint32_t left = __ballot_sync(FE_ALL, t.at.slot >= 0); left; left &= left - 1) {
                 const char *row = fe_of_lane(from, __ffs((int)left) - 1);
                 if (fe_lane() == 0) {
-                    fe_bar_wait(&r.empty[s], parity ^ 1);
-                    fe_bar_expect(&r.full[s], (uint32_t)bytes);
-                    fe_bulk_load(r.stage + (size_t)s * sh.piece_bytes, row, (uint32_t)bytes, &r.full[s]);
+                    fe_bar_wait(r.bar + 8, r.parity ^ 1);
+                    fe_bar_expect(r.bar, bytes);
+                    fe_bulk_load(r.stage, row, bytes, r.bar);
                 }
-                if (++s == sh.stages) {
-                    s = 0;
-                    parity ^= 1;
-                }
+                go_on(sh, &r);
             }
         }
     }
 }
 
-/* The other warps: a lane's 16 bytes number i of a stage are at `at` + i * apart. */
-template <int IN>
-FE_DEVICE void add_stage(float (*sum)[FE_LANES(IN)], const char *stage, float weight, int at, int apart, int bytes) {
+/* A lane's 16 bytes number i of a stage are at `at` + i * apart. WHOLE: all of them are there. Two at a time: more want registers. */
+template <int IN, bool WHOLE>
+FE_DEVICE void add_stage(float (*sum)[FE_LANES(IN)], uint32_t from, float weight, int at, int apart, int bytes) {
 #pragma unroll
-    for (int i = 0; i < LOADS; i++)
-        if (at + i * apart < bytes) fe_add<IN>(sum[i], *(const uint4 *)(stage + at + i * apart), weight);
+    for (int i = 0; i < LOADS; i += 2) {
+        uint4 v, w;
+        if (WHOLE || at + i * apart < bytes) v = fe_shared_load16(from + i * apart);
+        if (WHOLE || at + (i + 1) * apart < bytes) w = fe_shared_load16(from + (i + 1) * apart);
+        if (WHOLE || at + i * apart < bytes) fe_add<IN>(sum[i], v, weight);
+        if (WHOLE || at + (i + 1) * apart < bytes) fe_add<IN>(sum[i + 1], w, weight);
+    }
 }
 
+/* A token's piece, by one of the adding warps. t: the token's first terms. at: the lane's. */
 template <int IN>
-FE_DEVICE void sum_all(const fe_cuda_args &a, const fe_board &b, const shape &sh, const ring &r, fe_term next,
-                       int row_bytes) {
-    int topk = a.route.shape.topk, s = 0, at = (r.member * FE_WARP + fe_lane()) * 16, apart = r.adders * FE_WARP * 16;
-    uint32_t parity = 0;
-    for (int item = r.first; item < r.items; item += r.step) {
-        int token = item / sh.pieces, piece = item % sh.pieces, bytes = bytes_of(sh, row_bytes, piece);
-        size_t begin = (size_t)piece * sh.piece_bytes + at;
-        fe_term t = next;
-        float sum[LOADS][FE_LANES(IN)];
-        if (item + r.step < r.items) next = fe_term_of(a, (item + r.step) / sh.pieces, 0);
+FE_DEVICE void sum_piece(const fe_cuda_args &a, const shape &sh, ring *r, const fe_share &item, fe_term t, int at,
+                         int bytes) {
+    const fe_reduce &m = a.pass.reduce;
+    int topk = a.route.shape.topk, apart = sh.adders * FE_WARP * 16;
+    size_t begin = (size_t)item.piece * sh.piece_bytes + at;
+    bool whole = bytes == LOADS * apart;
+    float sum[LOADS][FE_LANES(IN)];
 #pragma unroll
-        for (int i = 0; i < LOADS; i++)
-            if (at + i * apart < bytes) fe_start<IN>(a.pass.reduce, token, begin + (size_t)(i * apart), sum[i]);
-        for (int first = 0; first < topk; first += FE_WARP) {
-            if (first) t = fe_term_of(a, token, first);
-            for (uint32_t left = __ballot_sync(FE_ALL, t.at.slot >= 0); left; left &= left - 1) {
-                float weight = __shfl_sync(FE_ALL, t.weight, __ffs((int)left) - 1);
-                fe_bar_wait(&r.full[s], parity);
-                add_stage<IN>(sum, r.stage + (size_t)s * sh.piece_bytes, weight, at, apart, bytes);
-                leave_stage(r, s);
-                if (++s == sh.stages) {
-                    s = 0;
-                    parity ^= 1;
-                }
-            }
+    for (int i = 0; i < LOADS; i++) {
+#pragma unroll
+        for (int c = 0; c < FE_LANES(IN); c++) sum[i][c] = 0;
+        if ((m.bias[0] || m.bias[1]) && at + i * apart < bytes)
+            fe_start<IN>(m, item.token, begin + (size_t)(i * apart), sum[i]);
+    }
+    for (int first = 0; first < topk; first += FE_WARP) {
+        if (first) t = fe_term_of(a, item.token, first);
+        for (uint32_t left = __ballot_sync(FE_ALL, t.at.slot >= 0); left; left &= left - 1) {
+            float weight = __shfl_sync(FE_ALL, t.weight, __ffs((int)left) - 1);
+            fe_bar_wait(r->bar, r->parity);
+            if (whole)
+                add_stage<IN, true>(sum, r->stage + at, weight, at, apart, bytes);
+            else
+                add_stage<IN, false>(sum, r->stage + at, weight, at, apart, bytes);
+            leave_stage(*r);
+            go_on(sh, r);
         }
+    }
+    int out_bytes = fe_out_bytes<IN>(m);
+    char *out = m.out + item.token * m.out_stride + begin / 16 * out_bytes;
 #pragma unroll
-        for (int i = 0; i < LOADS; i++)
-            if (at + i * apart < bytes)
-                fe_finish<IN>(a.pass.reduce, token, (begin + (size_t)(i * apart)) / 16 * FE_LANES(IN), sum[i]);
-        if (piece == 0 && r.member == 0 && a.pass.reduce.weights_out) fe_return_weights(a, b, token);
+    for (int i = 0; i < LOADS; i++)
+        if (at + i * apart < bytes) fe_finish<IN>(out + i * apart / 16 * out_bytes, m.out_type, sum[i]);
+}
+
+/* The other warps. */
+template <int IN>
+FE_DEVICE void sum_all(const fe_cuda_args &a, const fe_board &b, const shape &sh, ring r, fe_share item, fe_term next,
+                       int row_bytes, int member) {
+    int at = (member * FE_WARP + fe_lane()) * 16;
+    for (; fe_more(item); item = fe_after(item)) {
+        fe_term t = next;
+        next = coming_term(a, item);
+        sum_piece<IN>(a, sh, &r, item, t, at, bytes_of(sh, row_bytes, item.piece));
+        if (item.piece == 0 && member == 0 && a.pass.reduce.weights_out) fe_return_weights(a, b, item.token);
     }
 }
 #endif
@@ -142,18 +170,20 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP)
     uint64_t epoch;
 #if FE_BULK
     extern __shared__ __align__(128) char shared[];
-    ring r = open_ring(a, sh, shared); /* known to the team by fe_open's barrier */
-    int row_bytes = (int)a.pass.reduce.columns * (16 / FE_LANES(IN));
+    int row_bytes = (int)a.pass.reduce.columns * (16 / FE_LANES(IN)), grid = (int)gridDim.x;
+    int warp = (int)threadIdx.x / FE_WARP, team = warp / (sh.adders + 1), member = warp % (sh.adders + 1);
+    ring r = open_ring(sh, shared, team, member); /* known to the team by fe_open's barrier */
+    fe_share item = fe_share_of((int)blockIdx.x + team * grid, grid * sh.teams, a.route.shape.tokens, sh.pieces);
     fe_term first = {{-1, -1}, 0};
-    if (r.first < r.items) first = fe_term_of(a, r.first / sh.pieces, 0);
+    if (fe_more(item)) first = fe_term_of(a, item.token, 0);
     if (!fe_open(a, &epoch)) return;
     fe_board b = fe_board_of(a, FE_OFFER);
     if (!fe_reduce_wide(a, b))
         fe_sum_narrow<IN>(a, b);
-    else if (r.member == r.adders)
-        ask_all(a, b, sh, r, first, row_bytes);
+    else if (member == sh.adders)
+        ask_all(a, b, sh, r, item, first, row_bytes);
     else
-        sum_all<IN>(a, b, sh, r, first, row_bytes);
+        sum_all<IN>(a, b, sh, r, item, first, row_bytes, member);
     fe_close(a, epoch);
 #else
     (void)epoch, (void)sh; /* never launched */
@@ -173,17 +203,17 @@ static int which_of(ferry_dtype in) {
 
 /* Threads, or 0: the plain kernel is better. */
 static int shape_of(const fe_cuda_args *args, int row_bytes, int most, shape *sh) {
-    const int least_bytes = LOADS * FE_WARP * 16;
+    const int least_bytes = LOADS * FE_WARP * 16, bars = 2 * (int)sizeof(uint64_t);
     sh->pieces = (row_bytes + PIECE - 1) / PIECE;
     sh->piece_bytes = ((row_bytes + sh->pieces - 1) / sh->pieces + 15) / 16 * 16;
-    int adders = (sh->piece_bytes + least_bytes - 1) / least_bytes, stage_bytes = sh->piece_bytes + 16;
-    int room = args->blocks <= FEW ? most : most < 9 * (PIECE + 16) ? most : 9 * (PIECE + 16);
-    sh->teams = WARPS / (adders + 1);
-    if (sh->teams > room / stage_bytes / 2) sh->teams = room / stage_bytes / 2;
+    sh->adders = (sh->piece_bytes + least_bytes - 1) / least_bytes;
+    int deep = args->blocks <= FEW ? INT32_MAX : SHALLOW * (PIECE + bars);
+    int fit = (most < deep ? most : deep) / (sh->piece_bytes + bars);
+    sh->teams = WARPS / (sh->adders + 1);
+    if (sh->teams > fit / 2) sh->teams = fit / 2;
     if (sh->teams < 1) return 0;
-    sh->stages = room / stage_bytes / sh->teams;
-    if (sh->stages > STAGES) sh->stages = STAGES;
-    return sh->teams * (adders + 1) * FE_WARP;
+    sh->stages = fit / sh->teams < STAGES ? fit / sh->teams : STAGES;
+    return sh->teams * (sh->adders + 1) * FE_WARP;
 }
 
 cudaError_t fe_cuda_reduce_bulk(fe_cuda_args *args, cudaStream_t stream, bool *done) {

@@ -69,7 +69,7 @@ FE_DEVICE void count_token(const fe_cuda_args &a, int64_t token, int32_t *hist) 
     for (; fan < s.topk; fan++) go[fan].rank = go[fan].slot = -1;
 }
 
-__global__ void __launch_bounds__(WARPS_MOST *FE_WARP) count_kernel(const __grid_constant__ fe_cuda_args a) {
+__global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) count_kernel(const __grid_constant__ fe_cuda_args a) {
     extern __shared__ int32_t shared[]; /* [warps][bins] */
     const fe_shape &s = a.route.shape;
     int bins = s.ranks + a.world.map.homes, warps = (int)(blockDim.x / FE_WARP);
@@ -111,7 +111,7 @@ FE_DEVICE char *counts_of(const fe_cuda_args &a, int owner, int source) {
            ((size_t)a.pass.half * a.world.ranks + source) * length * sizeof(int32_t);
 }
 
-__global__ void __launch_bounds__(256) spread_kernel(const __grid_constant__ fe_cuda_args a, int count_blocks) {
+__global__ void __launch_bounds__(256, 1) spread_kernel(const __grid_constant__ fe_cuda_args a, int count_blocks) {
     const fe_shape &s = a.route.shape;
     int length = (int)fe_counts_length(&a.world.map);
     uint64_t epoch;
@@ -298,7 +298,7 @@ FE_DEVICE void clear_tokens(const fe_cuda_args &a, span of) {
     }
 }
 
-__global__ void __launch_bounds__(WARPS_MOST *FE_WARP) place_kernel(const __grid_constant__ fe_cuda_args a) {
+__global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) place_kernel(const __grid_constant__ fe_cuda_args a) {
     extern __shared__ int32_t shared[]; /* run[warps][units], mask[warps][units] */
     __shared__ verdict v;
     const fe_shape &s = a.route.shape;

@@ -55,6 +55,40 @@ FE_DEVICE unsigned fe_bits_of(const void *address, int64_t stride) {
     return (unsigned)(uintptr_t)address | (unsigned)stride;
 }
 
+/* ---- who does what: items are pieces of tokens' rows, token by token ---- */
+
+/* Where somebody is who takes every step-th item. Kept so that going on needs no division. */
+typedef struct fe_share {
+    int token, piece, tokens, pieces; /* at the end when token >= tokens */
+    int token_step, piece_step;
+} fe_share;
+
+FE_DEVICE fe_share fe_share_of(int first, int step, int tokens, int pieces) {
+    fe_share s = {first / pieces, first % pieces, tokens, pieces, step / pieces, step % pieces};
+    return s;
+}
+/* Of a warp of the grid. */
+FE_DEVICE fe_share fe_warps_share(int tokens, int pieces) {
+    int warps = (int)blockDim.x / FE_WARP;
+    return fe_share_of((int)blockIdx.x * warps + (int)threadIdx.x / FE_WARP, (int)gridDim.x * warps, tokens, pieces);
+}
+FE_DEVICE bool fe_more(const fe_share &s) {
+    return s.token < s.tokens;
+}
+FE_DEVICE fe_share fe_after(fe_share s) {
+    s.token += s.token_step;
+    s.piece += s.piece_step;
+    if (s.piece >= s.pieces) {
+        s.piece -= s.pieces;
+        s.token++;
+    }
+    return s;
+}
+/* Does this item see to what goes beside its token's row? Not always the first piece: a warp may get the same piece every time. */
+FE_DEVICE bool fe_sees_to_token(const fe_share &s) {
+    return s.pieces == 1 || s.token % s.pieces == s.piece;
+}
+
 /* ---- loads and stores ---- */
 
 /* Rows pass once: they leave the L1 cache to the lists. */
@@ -127,6 +161,12 @@ FE_DEVICE float fe_fp16_widen(uint16_t bits) { /* a NaN's payload does not matte
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
     return value;
 }
+/* The larger of each pair; of a number and a NaN the number. */
+FE_DEVICE uint32_t fe_bf16x2_max(uint32_t a, uint32_t b) {
+    uint32_t pair;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+    return pair;
+}
 FE_DEVICE uint32_t fe_e4m3x4(float a, float b, float c, float d) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
     uint16_t low, high;
@@ -139,44 +179,54 @@ FE_DEVICE uint32_t fe_e4m3x4(float a, float b, float c, float d) {
 #endif
 }
 
-/* ---- bulk copies: by one thread; addresses, shared ones too, and sizes are multiples of 16 ---- */
+/* ---- shared memory by its own addresses, which are 32 bits; bulk copies: addresses and sizes are multiples of 16 ---- */
 
 #if FE_BULK
 FE_DEVICE uint32_t fe_shared_at(const void *address) {
     return (uint32_t)__cvta_generic_to_shared(address);
 }
-FE_DEVICE void fe_bar_init(uint64_t *bar, uint32_t count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(fe_shared_at(bar)), "r"(count) : "memory");
+FE_DEVICE uint4 fe_shared_load16(uint32_t from) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(from)
+                 : "memory");
+    return v;
+}
+FE_DEVICE void fe_shared_store8(uint32_t to, uint2 v) {
+    asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(v.x), "r"(v.y) : "memory");
+}
+
+FE_DEVICE void fe_bar_init(uint32_t bar, uint32_t count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
 }
 FE_DEVICE void fe_bar_init_done(void) { /* for the copies' proxy; other threads want a barrier besides */
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-FE_DEVICE void fe_bar_expect(uint64_t *bar, uint32_t bytes) { /* arrives, too */
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(fe_shared_at(bar)), "r"(bytes)
-                 : "memory");
+FE_DEVICE void fe_bar_expect(uint32_t bar, uint32_t bytes) { /* arrives, too */
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
-FE_DEVICE void fe_bar_arrive(uint64_t *bar) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(fe_shared_at(bar)) : "memory");
+FE_DEVICE void fe_bar_arrive(uint32_t bar) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
-/* Ends: whoever is waited for here has asked for a copy, or waits itself for nothing but copies. */
-FE_DEVICE void fe_bar_wait(uint64_t *bar, uint32_t parity) {
+/* Ends: what is waited for here is a copy under way, or a warp that itself waits for nothing but copies. */
+FE_DEVICE void fe_bar_wait(uint32_t bar, uint32_t parity) {
     uint32_t done = 0;
     while (!done)
         asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
                      : "=r"(done)
-                     : "r"(fe_shared_at(bar)), "r"(parity)
+                     : "r"(bar), "r"(parity)
                      : "memory");
 }
-FE_DEVICE void fe_bulk_load(void *to, const void *from, uint32_t bytes, uint64_t *bar) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     fe_shared_at(to)),
-                 "l"(from), "r"(bytes), "r"(fe_shared_at(bar))
+
+FE_DEVICE void fe_bulk_load(uint32_t to, const void *from, uint32_t bytes, uint32_t bar) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(bar)
                  : "memory");
 }
-FE_DEVICE void fe_bulk_store(void *to, const void *from, uint32_t bytes) {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(fe_shared_at(from)),
-                 "r"(bytes)
+FE_DEVICE void fe_bulk_store(void *to, uint32_t from, uint32_t bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
                  : "memory");
 }
 FE_DEVICE uint64_t fe_evict_first(void) {
@@ -184,19 +234,20 @@ FE_DEVICE uint64_t fe_evict_first(void) {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
-FE_DEVICE void fe_bulk_store_past(void *to, const void *from, uint32_t bytes, uint64_t policy) {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(to),
-                 "r"(fe_shared_at(from)), "r"(bytes), "l"(policy)
+FE_DEVICE void fe_bulk_store_past(void *to, uint32_t from, uint32_t bytes, uint64_t policy) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(to), "r"(from),
+                 "r"(bytes), "l"(policy)
                  : "memory");
 }
+/* A thread's stores since the last commit are a group; groups are waited for by the thread that made them. */
 FE_DEVICE void fe_bulk_commit(void) {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-/* All but the last `N` groups of stores have read their shared memory. */
+/* All but the last `N` groups have read their shared memory. */
 template <int N> FE_DEVICE void fe_bulk_read_but(void) {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
 }
-FE_DEVICE void fe_bulk_stored(void) { /* and visible to this thread, so to whom it tells */
+FE_DEVICE void fe_bulk_stored(void) { /* all, and visible to this thread, so to whom it tells */
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 /* Ordinary accesses before, bulk copies after. */

@@ -26,7 +26,7 @@ cudaError_t fe_cuda_launch_scatter(fe_cuda_args *args, cudaStream_t stream) {
     return cudaGetLastError();
 }
 
-cudaError_t fe_cuda_prepare_scatter(void) {
+extern "C" cudaError_t fe_cuda_prepare_scatter(void) {
     cudaFuncAttributes its;
     cudaError_t error = cudaFuncGetAttributes(&its, (const void *)fe_scatter_plain);
     if (error == cudaSuccess) error = fe_cuda_scatter_bulk_prepare();

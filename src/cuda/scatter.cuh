@@ -30,28 +30,31 @@ FE_DEVICE int fe_scatter_unit(const fe_cuda_args &a, const fe_board &b, unsigned
 
 /* ---- what goes beside a row; whole warp, lane i: the token's place number first + i ---- */
 
-/* RANK: for which of the receiver's experts, with what weight. */
+/* RANK: for which of the receiver's experts, with what weight. A lane is a choice, of as many places at once as there are lanes for. */
 FE_DEVICE void fe_write_ids(const fe_cuda_args &a, const fe_board &b, int token, fe_cuda_place to, uint32_t places) {
-    int topk = a.route.shape.topk;
+    int topk = a.route.shape.topk, together = topk <= FE_WARP ? FE_WARP / topk : 1, count = __popc(places);
+    int sub = topk <= FE_WARP ? fe_lane() / topk : 0;
     const float *weight = a.route.table.weights;
     char *ids = NULL, *weights = NULL;
     if (to.slot >= 0) {
         ids = fe_board_at(b, to.rank, FE_AT_IDS) + (size_t)to.slot * topk * sizeof(int32_t);
         weights = fe_board_at(b, to.rank, FE_AT_WEIGHTS) + (size_t)to.slot * topk * sizeof(float);
     }
-    for (int first = 0; first < topk; first += FE_WARP) { /* now a lane is a choice */
-        int k = first + fe_lane();
-        fe_cuda_place at = fe_listed(a.extra.at, token, topk, first);
-        bool kept = at.slot >= 0;
-        int32_t id = kept ? a.route.table.home[(size_t)token * topk + k] - a.world.map.rank_first[at.rank] : -1;
-        float w = kept && weight ? weight[(size_t)token * topk + k] : 0;
-        for (uint32_t left = places; left; left &= left - 1) {
-            int place = __ffs((int)left) - 1, rank = __shfl_sync(FE_ALL, to.rank, place);
+    for (int k = fe_lane() - sub * topk; __any_sync(FE_ALL, k < topk); k += FE_WARP) {
+        bool mine = sub < together && k < topk;
+        size_t choice = (size_t)token * topk + k;
+        fe_cuda_place at = {-1, -1};
+        if (mine) at = a.extra.at[choice];
+        int32_t id = at.slot >= 0 ? a.route.table.home[choice] - a.world.map.rank_first[at.rank] : -1;
+        float w = at.slot >= 0 && weight ? weight[choice] : 0;
+        for (int first = 0; first < count; first += together) {
+            int place = (first + sub) % FE_WARP, rank = __shfl_sync(FE_ALL, to.rank, place);
             int32_t *id_to = (int32_t *)fe_of_lane(ids, place);
             float *weight_to = (float *)fe_of_lane(weights, place);
-            bool here = kept && at.rank == rank;
-            if (k < topk) id_to[k] = here ? id : -1;
-            if (k < topk && weight) weight_to[k] = here ? w : 0;
+            bool here = at.slot >= 0 && at.rank == rank;
+            if (!mine || first + sub >= count) continue;
+            id_to[k] = here ? id : -1;
+            if (weight) weight_to[k] = here ? w : 0;
         }
     }
 }
@@ -59,12 +62,16 @@ FE_DEVICE void fe_write_ids(const fe_cuda_args &a, const fe_board &b, int token,
 /* EXPERT, SLOTS: the sum, in choice order, of the token's weights for the place's expert. Choices of one home have one place. */
 FE_DEVICE void fe_write_weight(const fe_cuda_args &a, const fe_board &b, int token, fe_cuda_place to) {
     int topk = a.route.shape.topk;
-    const float *weight = a.route.table.weights;
-    if (!weight || to.slot < 0) return;
+    if (!a.route.table.weights || to.slot < 0) return;
     const fe_cuda_place *at = a.extra.at + (size_t)token * topk;
+    const float *weight = a.route.table.weights + (size_t)token * topk;
     float sum = 0;
-    for (int k = 0; k < topk; k++)
-        if (at[k].slot == to.slot && at[k].rank == to.rank) sum = __fadd_rn(sum, weight[(size_t)token * topk + k]);
+#pragma unroll 4
+    for (int k = 0; k < topk; k++) {
+        fe_cuda_place its = at[k];
+        float w = weight[k];
+        if (its.slot == to.slot && its.rank == to.rank) sum = __fadd_rn(sum, w);
+    }
     ((float *)fe_board_at(b, to.rank, FE_AT_WEIGHTS))[to.slot] = fe_f32_canonical(sum);
 }
 
@@ -127,14 +134,14 @@ template <typename T> FE_DEVICE void fe_copy_piece(char *to, uint32_t places, co
     }
 }
 
-FE_DEVICE void fe_send_piece(const fe_cuda_args &a, const fe_board &b, int unit, int token, int piece) {
+FE_DEVICE void fe_send_piece(const fe_cuda_args &a, const fe_board &b, int unit, const fe_share &item) {
     const fe_scatter &s = a.pass.scatter;
-    int topk = a.route.shape.topk, begin = piece * FE_SCATTER_PIECE;
+    int topk = a.route.shape.topk, begin = item.piece * FE_SCATTER_PIECE;
     int end = min(begin + FE_SCATTER_PIECE, (int)s.row_bytes);
-    const char *from = s.rows + token * s.row_stride;
-    fe_cuda_place head = fe_listed(a.extra.go, token, topk, 0), to = head;
+    const char *from = s.rows + item.token * s.row_stride;
+    fe_cuda_place head = fe_listed(a.extra.go, item.token, topk, 0), to = head;
     for (int first = 0; first < topk; first += FE_WARP) {
-        if (first) to = fe_listed(a.extra.go, token, topk, first);
+        if (first) to = fe_listed(a.extra.go, item.token, topk, first);
         uint32_t places = __ballot_sync(FE_ALL, to.slot >= 0);
         if (!places) break;
         char *row = to.slot >= 0 ? fe_row_to(b, to) : NULL;
@@ -146,14 +153,13 @@ FE_DEVICE void fe_send_piece(const fe_cuda_args &a, const fe_board &b, int unit,
         default: fe_copy_piece<uint8_t>(row, places, from, begin, end); break;
         }
     }
-    if (piece == 0) fe_write_beside(a, b, token, head, s.scales != NULL);
+    if (fe_sees_to_token(item)) fe_write_beside(a, b, item.token, head, s.scales != NULL);
 }
 
 FE_DEVICE void fe_send_plain(const fe_cuda_args &a, const fe_board &b, int unit) {
     int pieces = ((int)a.pass.scatter.row_bytes + FE_SCATTER_PIECE - 1) / FE_SCATTER_PIECE;
-    int items = a.route.shape.tokens * pieces, warps = (int)blockDim.x / FE_WARP;
-    for (int item = (int)blockIdx.x * warps + (int)threadIdx.x / FE_WARP; item < items; item += (int)gridDim.x * warps)
-        fe_send_piece(a, b, unit, item / pieces, item % pieces);
+    for (fe_share i = fe_warps_share(a.route.shape.tokens, pieces); fe_more(i); i = fe_after(i))
+        fe_send_piece(a, b, unit, i);
 }
 
 /* ---- one block: how many rows each of the receivers' units gets, where that is told beside the rows ---- */

@@ -19,103 +19,93 @@ typedef struct shape {
 
 #if FE_BULK
 typedef struct ring { /* of a warp */
-    char *stage;
-    uint64_t *full;
+    uint32_t stage, full;
     int stage_bytes;
-    int first, step, items; /* the warp's share */
 } ring;
 
-FE_DEVICE ring open_ring(const fe_cuda_args &a, const shape &sh, char *shared) {
-    int warp = (int)threadIdx.x / FE_WARP, warps = (int)blockDim.x / FE_WARP;
+FE_DEVICE ring open_ring(const shape &sh, const char *shared) {
+    uint32_t warp = threadIdx.x / FE_WARP, warps = blockDim.x / FE_WARP;
     ring r;
     r.stage_bytes = sh.piece_bytes + sh.scale_bytes;
-    r.stage = shared + (size_t)warp * STAGES * r.stage_bytes;
-    r.full = (uint64_t *)(shared + (size_t)warps * STAGES * r.stage_bytes) + warp * STAGES;
-    r.first = (int)blockIdx.x * warps + warp;
-    r.step = (int)gridDim.x * warps;
-    r.items = a.route.shape.tokens * sh.pieces;
+    r.stage = fe_shared_at(shared) + warp * STAGES * r.stage_bytes;
+    r.full = fe_shared_at(shared) + warps * STAGES * r.stage_bytes + warp * STAGES * 8;
     if (fe_lane() == 0) {
-        for (int s = 0; s < STAGES; s++) fe_bar_init(&r.full[s], 1);
+        for (int s = 0; s < STAGES; s++) fe_bar_init(r.full + 8 * s, 1);
         fe_bar_init_done();
     }
     __syncwarp();
     return r;
 }
 
-FE_DEVICE int bytes_of(const fe_cuda_args &a, const shape &sh, int piece) {
-    return min(sh.piece_bytes, (int)a.pass.scatter.row_bytes - piece * sh.piece_bytes);
+FE_DEVICE uint32_t bytes_of(const fe_cuda_args &a, const shape &sh, int piece) {
+    return (uint32_t)min(sh.piece_bytes, (int)a.pass.scatter.row_bytes - piece * sh.piece_bytes);
 }
 
 /* Lane 0. */
-FE_DEVICE void ask(const fe_cuda_args &a, const shape &sh, const ring &r, int item, int s) {
+FE_DEVICE void ask(const fe_cuda_args &a, const shape &sh, const ring &r, const fe_share &item, int s) {
     const fe_scatter &in = a.pass.scatter;
-    int token = item / sh.pieces, piece = item - token * sh.pieces, bytes = bytes_of(a, sh, piece);
-    int scales = piece == 0 ? sh.scale_bytes : 0;
-    char *to = r.stage + s * r.stage_bytes;
-    fe_bar_expect(&r.full[s], (uint32_t)(bytes + scales));
-    fe_bulk_load(to, in.rows + token * in.row_stride + (size_t)piece * sh.piece_bytes, (uint32_t)bytes, &r.full[s]);
-    if (scales) fe_bulk_load(to + sh.piece_bytes, in.scales + token * in.scale_row, (uint32_t)scales, &r.full[s]);
+    uint32_t bytes = bytes_of(a, sh, item.piece), scales = item.piece == 0 ? (uint32_t)sh.scale_bytes : 0;
+    uint32_t to = r.stage + s * r.stage_bytes, full = r.full + 8 * s;
+    fe_bar_expect(full, bytes + scales);
+    fe_bulk_load(to, in.rows + item.token * in.row_stride + (size_t)item.piece * sh.piece_bytes, bytes, full);
+    if (scales) fe_bulk_load(to + sh.piece_bytes, in.scales + item.token * in.scale_row, scales, full);
 }
 
-/* The first loads, before the receivers' notes are there: rows to send are ours, and ready. */
-FE_DEVICE void ask_first(const fe_cuda_args &a, const shape &sh, const ring &r) {
-    for (int s = 0; s < STAGES - OUTGOING; s++)
-        if (r.first + s * r.step < r.items) ask(a, sh, r, r.first + s * r.step, s);
+/* The first loads, before the receivers' notes are there: rows to send are ours, and ready. Returns what to ask for next. */
+FE_DEVICE fe_share ask_first(const fe_cuda_args &a, const shape &sh, const ring &r, fe_share item) {
+    for (int s = 0; s < STAGES - OUTGOING; s++, item = fe_after(item))
+        if (fe_more(item) && fe_lane() == 0) ask(a, sh, r, item, s);
+    return item;
 }
 /* A block does not end, nor are its stages used otherwise, while they are under way. */
-FE_DEVICE void await_first(const ring &r) {
-    for (int s = 0; s < STAGES - OUTGOING; s++)
-        if (r.first + s * r.step < r.items) fe_bar_wait(&r.full[s], 0);
+FE_DEVICE void await_first(const ring &r, fe_share item) {
+    for (int s = 0; s < STAGES - OUTGOING; s++, item = fe_after(item))
+        if (fe_more(item)) fe_bar_wait(r.full + 8 * s, 0);
 }
 
-/* To up to 32 places, one a lane; lane 0 does it all. */
-FE_DEVICE void store_piece(const fe_board &b, const shape &sh, fe_cuda_place to, int piece, const char *stage,
-                           int bytes, uint64_t policy) {
-    bool scales = piece == 0 && sh.scale_bytes;
-    char *row_to = to.slot >= 0 ? fe_row_to(b, to) + (size_t)piece * sh.piece_bytes : NULL;
-    char *scales_to = scales && to.slot >= 0 ? fe_scales_to(b, to) : NULL;
-    for (uint32_t left = __ballot_sync(FE_ALL, to.slot >= 0); left; left &= left - 1) {
-        int place = __ffs((int)left) - 1;
-        char *row = fe_of_lane(row_to, place), *scale_row = scales ? fe_of_lane(scales_to, place) : NULL;
-        if (fe_lane() != 0) continue;
-        if (sh.past_cache)
-            fe_bulk_store_past(row, stage, (uint32_t)bytes, policy);
-        else
-            fe_bulk_store(row, stage, (uint32_t)bytes);
-        if (scales) fe_bulk_store(scale_row, stage + sh.piece_bytes, (uint32_t)sh.scale_bytes);
-    }
+/* To up to 32 places: each lane stores to its own. */
+FE_DEVICE void store_piece(const fe_board &b, const shape &sh, fe_cuda_place to, int piece, uint32_t stage,
+                           uint32_t bytes, uint64_t policy) {
+    if (to.slot < 0) return;
+    char *row = fe_row_to(b, to) + (size_t)piece * sh.piece_bytes;
+    if (sh.past_cache)
+        fe_bulk_store_past(row, stage, bytes, policy);
+    else
+        fe_bulk_store(row, stage, bytes);
+    if (piece == 0 && sh.scale_bytes)
+        fe_bulk_store(fe_scales_to(b, to), stage + sh.piece_bytes, (uint32_t)sh.scale_bytes);
 }
 
-FE_DEVICE void send_all(const fe_cuda_args &a, const fe_board &b, const shape &sh, const ring &r) {
-    int topk = a.route.shape.topk, s = 0, ahead = STAGES - OUTGOING;
-    bool words = a.pass.scatter.scales && !sh.scale_bytes;
+FE_DEVICE void send_all(const fe_cuda_args &a, const fe_board &b, const shape &sh, const ring &r, fe_share item,
+                        fe_share asked) {
+    int topk = a.route.shape.topk, s = 0;
+    bool words = a.pass.scatter.scales && !sh.scale_bytes, beside = words || a.pass.scatter.topk;
     uint32_t parity = 0;
     uint64_t policy = fe_evict_first();
     fe_cuda_place next = {-1, -1};
-    if (r.first < r.items) next = fe_listed(a.extra.go, r.first / sh.pieces, topk, 0);
-    for (int item = r.first; item < r.items; item += r.step) {
-        int token = item / sh.pieces, piece = item - token * sh.pieces, bytes = bytes_of(a, sh, piece);
-        const char *stage = r.stage + s * r.stage_bytes;
+    if (fe_more(item)) next = fe_listed(a.extra.go, item.token, topk, 0);
+    for (; fe_more(item); asked = fe_after(asked)) {
         fe_cuda_place to = next;
-        if (item + r.step < r.items) next = fe_listed(a.extra.go, (item + r.step) / sh.pieces, topk, 0);
-        fe_bar_wait(&r.full[s], parity);
-        store_piece(b, sh, to, piece, stage, bytes, policy);
+        fe_share coming = fe_after(item);
+        uint32_t stage = r.stage + s * r.stage_bytes, bytes = bytes_of(a, sh, item.piece);
+        if (fe_more(coming)) next = fe_listed(a.extra.go, coming.token, topk, 0);
+        fe_bar_wait(r.full + 8 * s, parity);
+        store_piece(b, sh, to, item.piece, stage, bytes, policy);
         for (int first = FE_WARP; first < topk; first += FE_WARP)
-            store_piece(b, sh, fe_listed(a.extra.go, token, topk, first), piece, stage, bytes, policy);
-        if (fe_lane() == 0) {
-            fe_bulk_commit();
-            fe_bulk_read_but<OUTGOING>();
-            int coming = item + ahead * r.step;
-            if (coming < r.items) ask(a, sh, r, coming, s >= OUTGOING ? s - OUTGOING : s + ahead);
-        }
-        __syncwarp();
-        if (piece == 0 && (words || a.pass.scatter.topk)) fe_write_beside(a, b, token, to, words);
+            store_piece(b, sh, fe_listed(a.extra.go, item.token, topk, first), item.piece, stage, bytes, policy);
+        fe_bulk_commit();
+        fe_bulk_read_but<OUTGOING>();
+        __syncwarp(); /* the stage before this one is free */
+        if (fe_more(asked) && fe_lane() == 0)
+            ask(a, sh, r, asked, s >= OUTGOING ? s - OUTGOING : s + STAGES - OUTGOING);
+        if (beside && fe_sees_to_token(item)) fe_write_beside(a, b, item.token, to, words);
+        item = coming;
         if (++s == STAGES) {
             s = 0;
             parity ^= 1;
         }
     }
-    if (fe_lane() == 0) fe_bulk_stored();
+    fe_bulk_stored();
 }
 #endif
 
@@ -124,18 +114,18 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP)
     uint64_t epoch;
 #if FE_BULK
     extern __shared__ __align__(128) char shared[];
-    ring r = open_ring(a, sh, shared);
-    if (fe_lane() == 0) ask_first(a, sh, r);
+    ring r = open_ring(sh, shared);
+    fe_share first = fe_warps_share(a.route.shape.tokens, sh.pieces), asked = ask_first(a, sh, r, first);
     if (!fe_open(a, &epoch)) {
-        await_first(r);
+        await_first(r, first);
         return;
     }
     fe_board b = fe_board_of(a, FE_READY);
     int unit = fe_scatter_unit(a, b, 0, sh.scale_bytes != 0);
     if (unit == 16) {
-        send_all(a, b, sh, r);
+        send_all(a, b, sh, r, first, asked);
     } else {
-        await_first(r);
+        await_first(r, first);
         fe_send_plain(a, b, unit);
     }
     fe_write_tails(a);

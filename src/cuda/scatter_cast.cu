@@ -15,14 +15,13 @@ typedef struct input { /* of a lane */
 
 typedef struct output {
     uint2 q[UNITS];
-    uint32_t word; /* of scales; lane i has the piece's word i, where it is one */
+    uint32_t word; /* of scales; lane i has the piece's word i % BLOCKS, where there is one */
 } output;
 
 /* wide: rows are aligned to 16 bytes; otherwise to their elements. */
-FE_DEVICE void fetch(const fe_cuda_args &a, int token, int piece, bool wide, input *in) {
-    const fe_scatter &s = a.pass.scatter;
-    int channel = piece * PIECE + fe_lane() * 8;
-    const char *from = s.rows + token * s.row_stride + (size_t)channel * 2;
+FE_DEVICE void fetch(const fe_scatter &s, const fe_share &item, bool wide, input *in) {
+    int channel = item.piece * PIECE + fe_lane() * 8;
+    const char *from = s.rows + item.token * s.row_stride + (size_t)channel * 2;
 #pragma unroll
     for (int i = 0; i < UNITS; i++, channel += 256, from += 512) {
         in->v[i] = make_uint4(0, 0, 0, 0);
@@ -37,127 +36,147 @@ FE_DEVICE void fetch(const fe_cuda_args &a, int token, int piece, bool wide, inp
     }
 }
 
-/* One unit; every lane of a half-warp learns its block's scale. */
-FE_DEVICE uint2 cast_unit(uint4 v, bool pow2, float *scale) {
-    float x[8] = {fe_low(v.x), fe_high(v.x), fe_low(v.y), fe_high(v.y),
-                  fe_low(v.z), fe_high(v.z), fe_low(v.w), fe_high(v.w)};
-    float amax = 0;
-#pragma unroll
-    for (int c = 0; c < 8; c++) amax = fmaxf(amax, fabsf(x[c])); /* leaves NaN out */
-#pragma unroll
-    for (int apart = 8; apart; apart /= 2) amax = fmaxf(amax, __shfl_xor_sync(FE_ALL, amax, apart));
-    fe_block_scale block = fe_block_scale_of(amax, pow2);
-    float f = block.factor;
-    *scale = block.scale;
-    return make_uint2(fe_e4m3x4(x[0] * f, x[1] * f, x[2] * f, x[3] * f),
-                      fe_e4m3x4(x[4] * f, x[5] * f, x[6] * f, x[7] * f));
+/* Largest magnitudes, NaN left out, of this lane's channels of two units: a pair of bf16. */
+FE_DEVICE uint32_t lane_max(uint4 first, uint4 second) {
+    const uint32_t positive = 0x7fff7fffu;
+    uint32_t m = fe_bf16x2_max(fe_bf16x2_max(first.x & positive, first.y & positive),
+                               fe_bf16x2_max(first.z & positive, first.w & positive));
+    uint32_t n = fe_bf16x2_max(fe_bf16x2_max(second.x & positive, second.y & positive),
+                               fe_bf16x2_max(second.z & positive, second.w & positive));
+    return fe_bf16x2_max(__byte_perm(m, n, 0x5410), __byte_perm(m, n, 0x7632));
 }
 
-/* Words of scales that the piece has, for lane to be below. */
-FE_DEVICE int words_of(const fe_scatter &s, int piece) {
-    bool bytes = s.cast == FERRY_CAST_E4M3_UE8M0;
-    return min(bytes ? BLOCKS / 4 : BLOCKS, (int)(s.scale_bytes / 4) - piece * (bytes ? BLOCKS / 4 : BLOCKS));
+/* Lane i learns how block i % BLOCKS is cast; that block is in half i % 2 of unit i % BLOCKS / 2. */
+FE_DEVICE fe_block_scale block_of(const input *in, bool pow2) {
+    uint32_t pair[UNITS / 2];
+    int lane = fe_lane(), unit = lane % BLOCKS / 2;
+#pragma unroll
+    for (int i = 0; i < UNITS / 2; i++) {
+        pair[i] = lane_max(in->v[2 * i], in->v[2 * i + 1]);
+#pragma unroll
+        for (int apart = 8; apart; apart /= 2)
+            pair[i] = fe_bf16x2_max(pair[i], __shfl_xor_sync(FE_ALL, pair[i], apart));
+        pair[i] = __shfl_sync(FE_ALL, pair[i], lane % 2 * 16);
+    }
+    uint32_t mine = unit / 2 ? pair[1] : pair[0];
+    float amax = unit % 2 ? fe_high(mine) : fe_low(mine);
+    return fe_block_scale_of(fmaxf(amax, 0.0f), pow2); /* all NaN: none counts */
+}
+
+FE_DEVICE uint2 cast_lane(uint4 v, float f) {
+    return make_uint2(fe_e4m3x4(fe_low(v.x) * f, fe_high(v.x) * f, fe_low(v.y) * f, fe_high(v.y) * f),
+                      fe_e4m3x4(fe_low(v.z) * f, fe_high(v.z) * f, fe_low(v.w) * f, fe_high(v.w) * f));
 }
 
 FE_DEVICE void cast_piece(const fe_scatter &s, int piece, const input *in, output *out) {
-    bool bytes = s.cast == FERRY_CAST_E4M3_UE8M0;
-    int lane = fe_lane();
-    float mine = 0; /* lane i: of block i, which is in half i % 2 of unit i / 2 */
+    int lane = fe_lane(), block = lane % BLOCKS;
+    fe_block_scale its = block_of(in, s.cast != FERRY_CAST_E4M3);
 #pragma unroll
-    for (int i = 0; i < UNITS; i++) {
-        float scale;
-        out->q[i] = cast_unit(in->v[i], s.cast != FERRY_CAST_E4M3, &scale);
-        scale = __shfl_sync(FE_ALL, scale, lane % 2 * 16);
-        if (lane / 2 == i) mine = scale;
-    }
-    out->word = __float_as_uint(mine);
-    if (!bytes) return;
-    bool real = (piece * BLOCKS + lane) * FE_CAST_BLOCK < (int)s.columns;
-    uint32_t byte = real ? fe_ue8m0_from_f32(mine) : 0;
+    for (int i = 0; i < UNITS; i++) out->q[i] = cast_lane(in->v[i], __shfl_sync(FE_ALL, its.factor, 2 * i + lane / 16));
+    out->word = __float_as_uint(its.scale);
+    if (s.cast != FERRY_CAST_E4M3_UE8M0) return;
+    bool real = (piece * BLOCKS + block) * FE_CAST_BLOCK < (int)s.columns;
+    uint32_t byte = real ? fe_ue8m0_from_f32(its.scale) : 0;
     out->word = 0;
 #pragma unroll
-    for (int i = 0; i < 4; i++) out->word |= __shfl_sync(FE_ALL, byte, (lane * 4 + i) % FE_WARP) << 8 * i;
+    for (int i = 0; i < 4; i++) out->word |= __shfl_sync(FE_ALL, byte, (block * 4 + i) % BLOCKS) << 8 * i;
 }
 
-/* To up to 32 places, one a lane. unit 16: by bulk copies from the bench. */
-FE_DEVICE void store_piece(const fe_cuda_args &a, const fe_board &b, fe_cuda_place to, int piece, const output *out,
-                           const char *bench, int unit) {
-    const fe_scatter &s = a.pass.scatter;
-    int lane = fe_lane(), words = words_of(s, piece), left_over = (int)s.columns - piece * PIECE;
+/* To up to 32 places, one a lane: they come first in a list. */
+FE_DEVICE void store_scales(const fe_scatter &s, char *scales_to, int count, int piece, uint32_t word) {
+    int most = s.cast == FERRY_CAST_E4M3_UE8M0 ? BLOCKS / 4 : BLOCKS, at = fe_lane() % BLOCKS, sub = fe_lane() / BLOCKS;
+    bool mine = at < most && piece * most + at < (int)(s.scale_bytes / 4);
+    for (int first = 0; first < count; first += FE_WARP / BLOCKS) {
+        uint32_t *scales = (uint32_t *)fe_of_lane(scales_to, first + sub);
+        if (mine && first + sub < count) scales[piece * most + at] = word;
+    }
+}
+
+/* The same. unit 16: by bulk copies from the bench, each lane to its own place. */
+FE_DEVICE void store_piece(const fe_scatter &s, const fe_board &b, fe_cuda_place to, int piece, const output *out,
+                           uint32_t bench, int unit) {
+    uint32_t places = __ballot_sync(FE_ALL, to.slot >= 0);
+    int left_over = (int)s.columns - piece * PIECE;
     char *row_to = NULL, *scales_to = NULL;
     if (to.slot >= 0) {
         row_to = fe_row_to(b, to) + (size_t)piece * PIECE;
-        scales_to = fe_scales_to(b, to) + (size_t)piece * (s.cast == FERRY_CAST_E4M3_UE8M0 ? BLOCKS : BLOCKS * 4);
+        scales_to = fe_scales_to(b, to);
     }
-    for (uint32_t left = __ballot_sync(FE_ALL, to.slot >= 0); left; left &= left - 1) {
-        char *row = fe_of_lane(row_to, __ffs((int)left) - 1), *scales = fe_of_lane(scales_to, __ffs((int)left) - 1);
-        if (unit == 16) {
+    if (unit == 16) {
 #if FE_BULK
-            if (lane == 0) fe_bulk_store(row, bench, (uint32_t)min(PIECE, left_over));
+        if (to.slot >= 0) fe_bulk_store(row_to, bench, (uint32_t)min(PIECE, left_over));
 #endif
-        } else {
+    } else {
+        for (uint32_t left = places; left; left &= left - 1) {
+            char *row = fe_of_lane(row_to, __ffs((int)left) - 1) + fe_lane() * 8;
 #pragma unroll
             for (int i = 0; i < UNITS; i++)
-                if (i * 256 + lane * 8 < left_over) fe_store8(row + i * 256 + lane * 8, out->q[i], unit);
+                if (i * 256 + fe_lane() * 8 < left_over) fe_store8(row + i * 256, out->q[i], unit);
         }
-        if (lane < words) ((uint32_t *)scales)[lane] = out->word;
     }
-    (void)bench;
+    store_scales(s, scales_to, __popc(places), piece, out->word);
 }
 
 /* Onto the warp's bench, once the copies from it are through. */
-FE_DEVICE void lay_out(const output *out, char *bench) {
+FE_DEVICE void lay_out(const output *out, uint32_t bench) {
 #if FE_BULK
-    if (fe_lane() == 0) fe_bulk_read_but<0>();
+    fe_bulk_read_but<0>();
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < UNITS; i++) *(uint2 *)(bench + i * 256 + fe_lane() * 8) = out->q[i];
+    for (int i = 0; i < UNITS; i++) fe_shared_store8(bench + i * 256 + fe_lane() * 8, out->q[i]);
     fe_proxy_fence_shared();
     __syncwarp();
-#else
-    (void)out, (void)bench;
+#endif
+}
+
+FE_DEVICE void cast_all(const fe_cuda_args &a, const fe_board &b, fe_share item, input *in, fe_cuda_place next,
+                        bool wide, uint32_t bench, int unit) {
+    const fe_scatter &s = a.pass.scatter;
+    int topk = a.route.shape.topk;
+    while (fe_more(item)) {
+        fe_share coming = fe_after(item);
+        fe_cuda_place to = next;
+        output out;
+        cast_piece(s, item.piece, in, &out);
+        if (unit == 16) lay_out(&out, bench);
+        if (fe_more(coming)) {
+            fetch(s, coming, wide, in);
+            next = fe_listed(a.extra.go, coming.token, topk, 0);
+        }
+        store_piece(s, b, to, item.piece, &out, bench, unit);
+        for (int first = FE_WARP; first < topk; first += FE_WARP)
+            store_piece(s, b, fe_listed(a.extra.go, item.token, topk, first), item.piece, &out, bench, unit);
+#if FE_BULK
+        fe_bulk_commit();
+#endif
+        if (s.topk && fe_sees_to_token(item)) fe_write_beside(a, b, item.token, to, false);
+        item = coming;
+    }
+#if FE_BULK
+    fe_bulk_stored();
 #endif
 }
 
 static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_scatter_cast(const __grid_constant__ fe_cuda_args a) {
-    __shared__ __align__(128) char benches[FE_BULK ? WARPS * PIECE : 16];
     const fe_scatter &s = a.pass.scatter;
-    int warp = (int)threadIdx.x / FE_WARP, warps = (int)blockDim.x / FE_WARP, topk = a.route.shape.topk;
-    int pieces = ((int)s.columns + PIECE - 1) / PIECE, items = a.route.shape.tokens * pieces;
-    int item = (int)blockIdx.x * warps + warp, step = (int)gridDim.x * warps;
+    fe_share item = fe_warps_share(a.route.shape.tokens, ((int)s.columns + PIECE - 1) / PIECE);
     bool wide = fe_bits_of(s.rows, s.row_stride) % 16 == 0;
-    char *bench = benches + (FE_BULK ? warp * PIECE : 0);
+    uint32_t bench = 0;
     uint64_t epoch;
     input in;
     fe_cuda_place next = {-1, -1};
-    if (item < items) { /* ours: before the others are heard */
-        fetch(a, item / pieces, item % pieces, wide, &in);
-        next = fe_listed(a.extra.go, item / pieces, topk, 0);
+#if FE_BULK
+    __shared__ __align__(128) char benches[WARPS * PIECE];
+    bench = fe_shared_at(benches) + threadIdx.x / FE_WARP * PIECE;
+#endif
+    if (fe_more(item)) { /* ours: before the others are heard */
+        fetch(s, item, wide, &in);
+        next = fe_listed(a.extra.go, item.token, a.route.shape.topk, 0);
     }
     if (!fe_open(a, &epoch)) return;
     fe_board b = fe_board_of(a, FE_READY);
     int unit = min(fe_scatter_unit(a, b, (unsigned)s.columns, false), FE_BULK ? 16 : 8);
-    for (; item < items; item += step) {
-        int token = item / pieces, piece = item % pieces, coming = item + step;
-        fe_cuda_place to = next;
-        output out;
-        cast_piece(s, piece, &in, &out);
-        if (unit == 16) lay_out(&out, bench);
-        if (coming < items) {
-            fetch(a, coming / pieces, coming % pieces, wide, &in);
-            next = fe_listed(a.extra.go, coming / pieces, topk, 0);
-        }
-        store_piece(a, b, to, piece, &out, bench, unit);
-        for (int first = FE_WARP; first < topk; first += FE_WARP)
-            store_piece(a, b, fe_listed(a.extra.go, token, topk, first), piece, &out, bench, unit);
-#if FE_BULK
-        if (fe_lane() == 0) fe_bulk_commit();
-#endif
-        if (piece == 0 && s.topk) fe_write_beside(a, b, token, to, false);
-    }
-#if FE_BULK
-    if (fe_lane() == 0) fe_bulk_stored();
-#endif
+    cast_all(a, b, item, &in, next, wide, bench, unit);
     fe_write_tails(a);
     fe_close(a, epoch);
 }

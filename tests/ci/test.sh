@@ -58,17 +58,23 @@ $(sed -n "s/^\t *[0-9]* - \([^ ]*\) (.*/  $suite: \1/p" "$log")"
     echo "$suite took $(($(date +%s) - begun)) s"
 }
 
+no_spills() { # COMMAND...: compiles, says what each kernel takes, and fails when one keeps registers in memory
+    "$@" >"$log.ptxas" 2>&1
+    status=$?
+    sed -n "s/.*Compiling entry function '_Z[0-9]*\([a-z_0-9]*\)_kernel[^']*' for '\(.*\)'/\2 \1/p; s/.*Used \([0-9]* registers\).*/    \1/p" "$log.ptxas"
+    grep -E "error|[1-9][0-9]* bytes spill" "$log.ptxas" && status=1
+    rm -f "$log.ptxas"
+    return "$status"
+}
+
 cuda() { # every kernel file for every architecture; nothing of it is run
     printf '\n==== cuda\n'
-    set -- src/cuda/*.cu
-    [ -e "$1" ] || { echo "SKIP cuda: no src/cuda/*.cu in this tree" && return; }
     nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v nvcc) || { echo "SKIP cuda: no nvcc on this machine" && return; }
     mkdir -p build/cuda
-    for file in "$@"; do
-        for arch in 80 90 100; do
-            step "nvcc $file sm_$arch" "$nvcc" -O3 -arch="sm_$arch" -Werror all-warnings -I src -I include -c "$file" \
-                -o "build/cuda/$(basename "$file").$arch.o" && echo "ok $file sm_$arch"
-        done
+    for file in src/cuda/*.cu examples/*.cu; do
+        step "nvcc $file" no_spills "$nvcc" -std=c++17 -O3 -fmad=false --threads "$jobs" -Werror all-warnings -Xptxas -v \
+            -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_100,code=sm_100 \
+            -I src -I include -c "$file" -o "build/cuda/$(basename "$file").o" && echo "$file" && cat "$log"
     done
 }
 
