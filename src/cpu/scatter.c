@@ -1,4 +1,5 @@
 /* Dispatch, sending side: each row is read once and written once to each of its places, straight into the receivers' heaps. */
+#include "base/num.h"
 #include "cpu/cpu.h"
 
 #define CHUNK 16 /* most tokens a worker takes at a time: small enough to even out unequal fans */
@@ -43,7 +44,7 @@ static void write_topk(const fe_route_data *route, const target *to, int64_t tok
         float sum = 0;
         for (int k = choice; weight && k < shape->topk; k++)
             if (home[k] == home[choice]) sum += weight[k];
-        if (weight) to->weights[at] = sum;
+        if (weight) to->weights[at] = fe_f32_canonical(sum);
         return;
     }
     int rank = shape->map->home_rank[home[choice]], first = shape->map->rank_first[rank];

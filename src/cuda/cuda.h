@@ -88,6 +88,13 @@ cudaError_t fe_cuda_launch_collect(fe_cuda_args *args, cudaStream_t stream);
 cudaError_t fe_cuda_launch_transfer(fe_cuda_args *args, cudaStream_t stream);
 cudaError_t fe_cuda_launch_until(fe_cuda_args *args, cudaStream_t stream);
 cudaError_t fe_cuda_launch_atomic(fe_cuda_args *args, cudaStream_t stream);
+/* Loads the kernels, and allows them the shared memory that they take: a kernel that is loaded at its first launch may have to wait for one
+ * that waits for it. */
+cudaError_t fe_cuda_prepare_space(void);
+cudaError_t fe_cuda_prepare_route(size_t shared);
+cudaError_t fe_cuda_prepare_deliver(void);
+cudaError_t fe_cuda_prepare_scatter(void);
+cudaError_t fe_cuda_prepare_reduce(void);
 /* Shared memory that a route of this many units needs; the most warps that fit a block (0: too many units). */
 int fe_cuda_route_warps(int bins, size_t shared_most, size_t *shared);
 #ifdef __cplusplus

@@ -150,3 +150,9 @@ cudaError_t fe_cuda_launch_gather(fe_cuda_args *args, cudaStream_t stream) {
     gather_kernel<<<args->blocks, 256, 0, stream>>>(*args);
     return cudaGetLastError();
 }
+
+cudaError_t fe_cuda_prepare_deliver(void) {
+    struct cudaFuncAttributes attributes;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, (const void *)deliver_kernel);
+    return error == cudaSuccess ? cudaFuncGetAttributes(&attributes, (const void *)gather_kernel) : error;
+}

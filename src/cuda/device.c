@@ -104,6 +104,15 @@ static ferry_status fill_world(fe_engine *engine) {
     return fe_cuda_ok(cudaDeviceSynchronize(), rank, "preparing the GPU");
 }
 
+static ferry_status prepare_kernels(const fe_engine *engine) {
+    cudaError_t error = fe_cuda_prepare_space();
+    if (error == cudaSuccess) error = fe_cuda_prepare_route(fe_cuda_of(engine)->route_shared);
+    if (error == cudaSuccess) error = fe_cuda_prepare_deliver();
+    if (error == cudaSuccess) error = fe_cuda_prepare_scatter();
+    if (error == cudaSuccess) error = fe_cuda_prepare_reduce();
+    return fe_cuda_ok(error, engine->heap.rank, "loading the kernels");
+}
+
 static void close_device(fe_engine *engine);
 
 static ferry_status open_device(fe_engine *engine) {
@@ -117,6 +126,7 @@ static ferry_status open_device(fe_engine *engine) {
     if (status == FERRY_OK)
         status = fe_cuda_ok(cudaGetDeviceProperties(&prop, cuda->device), engine->heap.rank, "looking at the GPU");
     if (status == FERRY_OK) status = choose_blocks(engine, &prop);
+    if (status == FERRY_OK) status = prepare_kernels(engine);
     if (status == FERRY_OK) status = fill_world(engine);
     if (status != FERRY_OK) close_device(engine);
     return status;

@@ -49,6 +49,8 @@ ferry_status fe_cuda_submit(fe_engine *engine, ferry_stream *stream, const fe_pa
 size_t fe_cuda_extra_bytes(const fe_engine *engine, const fe_shape *shape);
 
 /* report.c: what kernels have told, as statuses and sentences */
+/* A fatal report that nobody has heard yet, with its sentence: now the group's fault. FERRY_OK: none. */
+ferry_status fe_cuda_news(fe_engine *engine);
 void fe_cuda_look(fe_engine *engine);
 /* The soft report, taken; FERRY_OK: none. shape: of the route it is about, or NULL. */
 ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass);

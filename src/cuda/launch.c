@@ -56,24 +56,12 @@ static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass) {
     return args;
 }
 
-/* After the stream has been waited for: what became of the pass. */
-static ferry_status outcome_of(fe_engine *engine, const fe_pass *pass) {
-    fe_cuda_look(engine);
+/* Waits for the stream: what became of the pass. The first failure is the call's own; later ones hear that the group has failed. */
+static ferry_status finish(fe_engine *engine, cudaStream_t native, const fe_pass *pass) {
+    FE_CUDA_TRY(cudaStreamSynchronize(native), engine->heap.rank, pass->step);
+    FE_TRY(fe_cuda_news(engine));
     FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
     return fe_cuda_take_soft(engine, pass);
-}
-
-/* The first error of a step that a NULL stream ran is the call's own; later ones hear that the group has failed. */
-static ferry_status finish(fe_engine *engine, cudaStream_t native, const fe_pass *pass) {
-    fe_cuda *cuda = fe_cuda_of(engine);
-    bool before = cuda->told;
-    FE_CUDA_TRY(cudaStreamSynchronize(native), engine->heap.rank, pass->step);
-    ferry_status status = outcome_of(engine, pass);
-    if (status == FERRY_OK || before || !cuda->told) return status;
-    pthread_mutex_lock(&engine->fault.lock);
-    status = fe_fail_again(engine->fault.status, engine->fault.sentence);
-    pthread_mutex_unlock(&engine->fault.lock);
-    return status;
 }
 
 ferry_status fe_cuda_submit(fe_engine *engine, ferry_stream *stream, const fe_pass *pass) {

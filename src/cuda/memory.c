@@ -142,6 +142,13 @@ static ferry_status map_ipc(fe_heap *heap, int peer, int pid, const card *c) {
     return FERRY_OK;
 }
 
+static void log_kind(const fe_heap *heap, const struct cudaDeviceProp *prop, card_kind kind) {
+    char line[256];
+    snprintf(line, sizeof line, "rank %d: %zu bytes of GPU %.100s, shared by %s", heap->rank, heap->space_bytes,
+             prop->name, kind == CARD_EXPORT ? "file descriptor" : "CUDA IPC");
+    fe_cuda_core->log(FE_INFO, FE_HEAP, line);
+}
+
 static ferry_status make(fe_heap *heap, fe_card *out) {
     struct cudaDeviceProp prop;
     state *s = calloc(1, sizeof *s);
@@ -174,13 +181,6 @@ static ferry_status make(fe_heap *heap, fe_card *out) {
     /* Cells begin at epoch 0. */
     FE_CUDA_TRY(cudaMemset(space, 0, heap->body_at), heap->rank, "clearing the cells");
     return fe_cuda_ok(cudaDeviceSynchronize(), heap->rank, "clearing the cells");
-}
-
-static void log_kind(const fe_heap *heap, const struct cudaDeviceProp *prop, card_kind kind) {
-    char line[256];
-    snprintf(line, sizeof line, "rank %d: %zu bytes of GPU %s, shared by %s", heap->rank, heap->space_bytes, prop->name,
-             kind == CARD_EXPORT ? "file descriptor" : "CUDA IPC");
-    fe_cuda_core->log(FE_INFO, FE_HEAP, line);
 }
 
 static ferry_status map(fe_heap *heap, int peer, int pid, const fe_card *in) {

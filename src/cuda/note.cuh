@@ -159,7 +159,7 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
         if (good && p.await.used) {
             uint64_t until = p.await.kind == FE_COUNTED ? *epoch - 1 : *epoch;
             good = fe_hear(a, p.await, until);
-            if (good && blockIdx.x == 0) good = fe_agree(a, p.await, until);
+            good = good && fe_agree(a, p.await, until); /* every block: none moves a row that is not understood alike */
         }
         if (threadIdx.x == 0) go = good;
     }

@@ -14,15 +14,22 @@ static ferry_status tell_fatal(fe_engine *engine, ferry_status status) {
     return fe_cuda_core->blame(&engine->watch, step, r->epoch, r->seen);
 }
 
-void fe_cuda_look(fe_engine *engine) {
+ferry_status fe_cuda_news(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
+    ferry_status news = FERRY_OK;
     pthread_mutex_lock(&cuda->lock);
     ferry_status status = (ferry_status) * (volatile uint32_t *)&cuda->world.report->fatal;
     if (status != FERRY_OK && !cuda->told) {
         cuda->told = true;
-        fe_cuda_core->fault_note(&engine->fault, tell_fatal(engine, status), true);
+        news = tell_fatal(engine, status);
+        fe_cuda_core->fault_note(&engine->fault, news, true);
     }
     pthread_mutex_unlock(&cuda->lock);
+    return news;
+}
+
+void fe_cuda_look(fe_engine *engine) {
+    fe_cuda_news(engine);
 }
 
 static ferry_status tell_soft(const fe_engine *engine, const fe_cuda_report *r, const fe_pass *pass) {

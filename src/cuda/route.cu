@@ -351,12 +351,18 @@ int fe_cuda_route_warps(int bins, size_t shared_most, size_t *shared) {
     return 0;
 }
 
+cudaError_t fe_cuda_prepare_route(size_t shared) {
+    const void *kernels[] = {(const void *)count_kernel, (const void *)place_kernel, (const void *)spread_kernel};
+    struct cudaFuncAttributes attributes;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, kernels[2]);
+    for (int i = 0; i < 2 && error == cudaSuccess; i++)
+        error = cudaFuncSetAttribute(kernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    return error;
+}
+
 cudaError_t fe_cuda_launch_count(fe_cuda_args *args, cudaStream_t stream) {
     args->blocks = blocks_of(args, args->route_warps);
     cudaError_t error = cudaMemsetAsync(args->extra.wrong, 0xff, sizeof *args->extra.wrong, stream);
-    if (error == cudaSuccess)
-        error = cudaFuncSetAttribute((const void *)count_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)args->route_shared);
     if (error != cudaSuccess) return error;
     count_kernel<<<args->blocks, args->route_warps * FE_WARP, args->route_shared, stream>>>(*args);
     return cudaGetLastError();
@@ -372,9 +378,6 @@ cudaError_t fe_cuda_launch_spread(fe_cuda_args *args, cudaStream_t stream) {
 cudaError_t fe_cuda_launch_place(fe_cuda_args *args, cudaStream_t stream) {
     args->blocks = blocks_of(args, args->route_warps);
     cudaError_t error = cudaMemsetAsync(args->route.totals, 0, sizeof *args->route.totals, stream);
-    if (error == cudaSuccess)
-        error = cudaFuncSetAttribute((const void *)place_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)args->route_shared);
     if (error != cudaSuccess) return error;
     place_kernel<<<args->blocks, args->route_warps * FE_WARP, args->route_shared, stream>>>(*args);
     return cudaGetLastError();

@@ -94,11 +94,12 @@ FE_DEVICE void send_all(const fe_cuda_args &a, const fe_board &b, const shape &s
         for (int first = FE_WARP; first < topk; first += FE_WARP)
             store_piece(b, sh, fe_listed(a.extra.go, item.token, topk, first), item.piece, stage, bytes, policy);
         fe_bulk_commit();
+        /* While the copies before are still on their way out: after the wait for them this one alone would be. */
+        if (beside && fe_sees_to_token(item)) fe_write_beside(a, b, item.token, to, words);
         fe_bulk_read_but<OUTGOING>();
         __syncwarp(); /* the stage before this one is free */
         if (fe_more(asked) && fe_lane() == 0)
             ask(a, sh, r, asked, s >= OUTGOING ? s - OUTGOING : s + STAGES - OUTGOING);
-        if (beside && fe_sees_to_token(item)) fe_write_beside(a, b, item.token, to, words);
         item = coming;
         if (++s == STAGES) {
             s = 0;

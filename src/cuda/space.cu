@@ -106,3 +106,13 @@ cudaError_t fe_cuda_launch_until(fe_cuda_args *args, cudaStream_t stream) {
     until_kernel<<<1, 1, 0, stream>>>(*args);
     return cudaGetLastError();
 }
+
+cudaError_t fe_cuda_prepare_space(void) {
+    const void *kernels[] = {(const void *)notes_kernel, (const void *)signal_kernel, (const void *)atomic_kernel,
+                             (const void *)until_kernel};
+    struct cudaFuncAttributes attributes;
+    cudaError_t error = cudaSuccess;
+    for (size_t i = 0; i < sizeof kernels / sizeof *kernels && error == cudaSuccess; i++)
+        error = cudaFuncGetAttributes(&attributes, kernels[i]);
+    return error;
+}

@@ -55,21 +55,13 @@ void fe_cuda_stream_drain(ferry_stream *stream) {
 
 ferry_status fe_cuda_stream_sync(ferry_stream *stream) {
     fe_engine *engine = stream->engine;
-    fe_cuda *cuda = fe_cuda_of(engine);
-    bool before = cuda->told;
     FE_TRY(fe_cuda_enter(engine));
     ferry_status status = fe_cuda_ok(cudaStreamSynchronize(own(stream)->native), engine->heap.rank, "a stream");
     if (status != FERRY_OK) {
         fe_cuda_core->fault_note(&engine->fault, status, true);
         return status;
     }
-    fe_cuda_look(engine);
-    if (cuda->told && !before) {
-        pthread_mutex_lock(&engine->fault.lock);
-        status = fe_fail_again(engine->fault.status, engine->fault.sentence);
-        pthread_mutex_unlock(&engine->fault.lock);
-        return status;
-    }
+    FE_TRY(fe_cuda_news(engine));
     status = fe_cuda_take_soft(engine, NULL);
     if (status != FERRY_OK) fe_cuda_core->fault_note(&engine->fault, status, false);
     return status;

@@ -83,7 +83,7 @@ static float weight_for(const oracle *o, int source, int token, int rank, int lo
         size_t i = (size_t)token * (size_t)o->config.topk + (size_t)c;
         if (o->place[source][i].rank == rank && o->place[source][i].local == local) sum += weights[i];
     }
-    return sum;
+    return fe_f32_canonical(sum);
 }
 
 static void keep_slot(oracle *o, int source, int token, int rank, int local, int64_t slot) {
