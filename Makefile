@@ -4,6 +4,7 @@
 #   make demo     the same, and build/ferry demo
 #   make test     everything: two compilers, sanitizers, fuzzing, 64-bit Arm under emulation, linters, an installed copy
 #   make bench    build/ferry bench, in both modes; bench/README.md tells how to compare with MPI
+#   make gpu      build/gpu: what tests/cuda/run runs on a machine with a GPU; needs nvcc, and can be carried there
 #   make soak     many drawn cases and long fuzzing: hours (SOAK_CASES, SOAK_SECONDS)
 #   make install  to PREFIX (/usr/local), below DESTDIR
 #   make deps     installs the Debian packages that `make test` needs; demo and test see to theirs themselves
@@ -38,6 +39,11 @@ bench: build
 	build/ferry bench --check
 	build/ferry bench --check --mode latency --layout slots
 
+gpu:
+	@tests/ci/deps.sh $(BUILD_PACKAGES) libcmocka-dev
+	@cmake -S . -B build/gpu -DFERRY_TESTS=ON -DFERRY_CUDA=ON -DFERRY_CARRY=ON --log-level=WARNING
+	@cmake --build build/gpu --parallel $(JOBS)
+
 soak: deps
 	cmake -S . -B build -DFERRY_TESTS=ON
 	cmake --build build --parallel $(JOBS)
@@ -61,4 +67,4 @@ deps:
 clean:
 	rm -rf build
 
-.PHONY: build demo test bench soak install build-deps deps clean
+.PHONY: build demo test bench gpu soak install build-deps deps clean

@@ -21,6 +21,19 @@ foreach(mode throughput latency)
         command(bench_${mode}_${layout} 60 0 "dispatch" ${small} --mode ${mode} --layout ${layout})
     endforeach()
 endforeach()
+# What machines read: every figure of the JSON is there, and makes sense.
+check(bench_json cli 60 sh -c "\"$@\" | python3 -c '
+import json, sys
+d = json.load(sys.stdin)
+assert d[\"check\"] == \"ok\" and d[\"config\"][\"ranks\"] == 2, d
+for step in (\"dispatch\", \"combine\"):
+    s = d[step]
+    assert 0 < s[\"min_us\"] <= s[\"median_us\"] <= s[\"p99_us\"], s
+    assert s[\"bytes\"] > 0 and s[\"gbps\"] > 0 and s[\"floor_us\"] > 0 and s[\"of_floor\"] > 0, s
+'" sh $<TARGET_FILE:ferry_command> ${small} --json -)
+command(bench_json_to_nowhere 60 1 "nowhere" ${small} --json /nowhere/at/all)
+command(bench_bad_trace 10 1 "not-there.jsonl" bench --routes not-there.jsonl)
+command(demo_bad_text 10 1 "not-there.txt" demo --text not-there.txt)
 command(bench_processes 60 0 "dispatch" ${small} --ranks-as processes)
 command(bench_cast 60 0 "dispatch" ${small} --layout expert --dtype fp8 --cast)
 command(demo 120 0 "." demo --short)

@@ -54,7 +54,8 @@ static ferry_status upload_tables(fe_engine *engine) {
     for (int i = 0; i < PARTS; i++) at[i + 1] = at[i] + (parts[i].bytes + 15) / 16 * 16;
     FE_CUDA_TRY(cudaMalloc(&cuda->tables, at[PARTS]), heap->rank, "taking GPU memory for tables");
     for (int i = 0; i < PARTS; i++)
-        FE_CUDA_TRY(cudaMemcpy((char *)cuda->tables + at[i], parts[i].from, parts[i].bytes, cudaMemcpyHostToDevice),
+        FE_CUDA_TRY(cudaMemcpyAsync((char *)cuda->tables + at[i], parts[i].from, parts[i].bytes, cudaMemcpyHostToDevice,
+                                    cuda->stream),
                     heap->rank, "copying tables to the GPU");
     char *base = cuda->tables;
     cuda->world.space = (char *const *)(void *)base;
@@ -87,9 +88,10 @@ static ferry_status fill_world(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     int rank = engine->heap.rank;
     void *own = NULL, *report = NULL;
+    FE_CUDA_TRY(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), rank, "making a stream");
     FE_CUDA_TRY(cudaMalloc(&own, sizeof(fe_cuda_own)), rank, "taking GPU memory");
     cuda->world.own = own;
-    FE_CUDA_TRY(cudaMemset(own, 0, sizeof(fe_cuda_own)), rank, "clearing GPU memory");
+    FE_CUDA_TRY(cudaMemsetAsync(own, 0, sizeof(fe_cuda_own), cuda->stream), rank, "clearing GPU memory");
     FE_CUDA_TRY(cudaHostAlloc(&report, sizeof(fe_cuda_report), cudaHostAllocMapped | cudaHostAllocPortable), rank,
                 "taking pinned memory");
     memset(report, 0, sizeof(fe_cuda_report));
@@ -100,8 +102,7 @@ static ferry_status fill_world(fe_engine *engine) {
     cuda->world.timeout_ns = (uint64_t)engine->watch.timeout_ns;
     FE_TRY(map_control(engine));
     FE_TRY(upload_tables(engine));
-    FE_CUDA_TRY(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), rank, "making a stream");
-    return fe_cuda_ok(cudaDeviceSynchronize(), rank, "preparing the GPU");
+    return fe_cuda_ok(cudaStreamSynchronize(cuda->stream), rank, "preparing the GPU");
 }
 
 static ferry_status prepare_kernels(const fe_engine *engine) {

@@ -149,6 +149,17 @@ static void log_kind(const fe_heap *heap, const struct cudaDeviceProp *prop, car
     fe_cuda_core->log(FE_INFO, FE_HEAP, line);
 }
 
+/* Cells begin at epoch 0. On a stream of its own: other ranks of this process may have kernels that wait for this rank, and
+ * waiting for the whole GPU would wait for them. */
+static ferry_status clear_cells(const fe_heap *heap, char *space) {
+    cudaStream_t stream;
+    FE_CUDA_TRY(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), heap->rank, "making a stream");
+    cudaError_t error = cudaMemsetAsync(space, 0, heap->body_at, stream);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+    cudaStreamDestroy(stream);
+    return fe_cuda_ok(error, heap->rank, "clearing the cells");
+}
+
 static ferry_status make(fe_heap *heap, fe_card *out) {
     struct cudaDeviceProp prop;
     state *s = calloc(1, sizeof *s);
@@ -178,9 +189,7 @@ static ferry_status make(fe_heap *heap, fe_card *out) {
     c.pointer = (uintptr_t)space;
     memcpy(out->bytes, &c, sizeof c);
     log_kind(heap, &prop, s->kind);
-    /* Cells begin at epoch 0. */
-    FE_CUDA_TRY(cudaMemset(space, 0, heap->body_at), heap->rank, "clearing the cells");
-    return fe_cuda_ok(cudaDeviceSynchronize(), heap->rank, "clearing the cells");
+    return clear_cells(heap, space);
 }
 
 static ferry_status map(fe_heap *heap, int peer, int pid, const fe_card *in) {

@@ -122,15 +122,16 @@ FE_DEVICE bool fe_agree(const fe_cuda_args &a, const fe_await &await, uint64_t e
                 other = r;
     other = __reduce_min_sync(FE_ALL, other);
     if (other == w.ranks) return true;
-    if (fe_lane() != 0) return false;
-    if (a.pass.lenient || fe_break(a)) {
-        w.report->other = other;
-        for (int k = 0; k < FE_CELL_WORDS; k++) {
-            w.report->ours[k] = await.word[k];
-            w.report->theirs[k] = fe_cell_of(w, w.rank, await.kind, await.half, other)->word[k];
-        }
-        fe_tell_fatal(a, FERRY_MISMATCH, epoch);
+    if (fe_lane() != 0 || (!a.pass.lenient && !fe_break(a))) return false;
+    w.report->other = other;
+    for (int k = 0; k < FE_CELL_WORDS; k++) {
+        w.report->ours[k] = await.word[k];
+        w.report->theirs[k] = fe_cell_of(w, w.rank, await.kind, await.half, other)->word[k];
     }
+    if (a.pass.lenient)
+        fe_tell_soft(a, FERRY_MISMATCH);
+    else
+        fe_tell_fatal(a, FERRY_MISMATCH, epoch);
     return false;
 }
 

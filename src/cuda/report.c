@@ -37,6 +37,8 @@ static ferry_status tell_soft(const fe_engine *engine, const fe_cuda_report *r, 
     fe_shape shape = {.map = engine->map, .rank = engine->heap.rank};
     if (r->soft == FERRY_INVALID) return fe_cuda_core->tell_index(&shape, r->token, r->choice, r->index);
     if (r->soft == FERRY_OVERFLOW) return fe_cuda_core->tell_overflow(&shape, &r->totals);
+    if (r->soft == FERRY_MISMATCH && pass) /* of a lenient pass, which is waited for */
+        return pass->explain(pass->step, shape.rank, r->ours, r->other, r->theirs);
     static const char *const signs[] = {"==", "!=", ">", ">=", "<", "<="};
     if (!pass || pass->move != FE_MOVE_UNTIL)
         return fe_fail(FERRY_TIMEOUT, "rank %d: a wait for a word was too long", shape.rank);

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 void *exchange_own(exchange *x, size_t n) {
-    void *p = x->owned_count < OWNED ? malloc(n ? n : 1) : NULL;
+    void *p = x->owned_count < OWNED ? fe_memory_new(n) : NULL;
     if (!p) abort();
     memset(p, 0xa5, n);
     return x->owned[x->owned_count++] = p;
@@ -68,17 +68,43 @@ ferry_tensor exchange_shaped(const exchange *x, void *data, ferry_dtype dtype, i
 }
 
 bool exchange_heap_rows(exchange *x, size_t row_bytes, void **memory) {
-    int64_t all[CASE_RANKS], most = 1;
-    RANK_OK(x->env, ferry_allgather(x->group, &x->info.rows, all, sizeof *all, NULL));
+    int64_t *all = exchange_own(x, CASE_RANKS * sizeof *all), most = 1;
+    size_t bytes = (size_t)x->info.rows * row_bytes;
+    all[x->rank] = x->info.rows;
+    RANK_OK(x->env, ferry_allgather(x->group, all + x->rank, all, sizeof *all, NULL));
     for (int r = 0; r < x->c->ranks; r++) most = all[r] > most ? all[r] : most;
     RANK_OK(x->env, ferry_heap_alloc(x->group, (size_t)most * row_bytes, memory));
-    memset(*memory, 0xa5, (size_t)x->info.rows * row_bytes);
+    RANK_OK(x->env, fe_memory_write(x->group, *memory, exchange_own(x, bytes), bytes));
+    return true;
+}
+
+/* Bytes from the first element to the last. */
+static size_t span_of(const ferry_tensor *t) {
+    int64_t last = 0;
+    for (int i = 0; i < t->ndim; i++) {
+        if (t->shape[i] == 0) return 0;
+        last += (t->shape[i] - 1) * stride_of(t, i);
+    }
+    return (size_t)(last + 1) * ferry_dtype_bytes(t->dtype);
+}
+
+bool exchange_see(exchange *x, const ferry_tensor *t, bool filled, ferry_tensor *seen) {
+    *seen = *t;
+    if (ranks_device() == FERRY_CPU || !ferry_heap_ptr(x->group, t->data, x->rank)) return true;
+    seen->data = exchange_own(x, span_of(t));
+    if (filled) RANK_OK(x->env, fe_memory_read(x->group, seen->data, t->data, span_of(t)));
+    return true;
+}
+
+bool exchange_show(exchange *x, const ferry_tensor *seen, const ferry_tensor *t) {
+    if (seen->data != t->data) RANK_OK(x->env, fe_memory_write(x->group, t->data, seen->data, span_of(t)));
     return true;
 }
 
 static bool open_group(exchange *x) {
     const xcase *c = x->c;
     ferry_group_config cfg = FERRY_GROUP_CONFIG_INIT;
+    cfg.device = ranks_device();
     cfg.experts = (int)c->experts;
     cfg.hidden = (int)c->columns;
     cfg.max_tokens = (int)c->tokens;
@@ -87,7 +113,7 @@ static bool open_group(exchange *x) {
     cfg.layouts = (int)c->layout;
     cfg.max_recv_rows = x->d->recv_rows;
     cfg.heap_bytes = x->d->recv_rows * (c->columns * 4 + 4 * FERRY_MAX_TOPK + 256) * CASE_ROUNDS + (1 << 20);
-    cfg.timeout_ms = 5000;
+    cfg.timeout_ms = (int)ranks_env_number("FERRY_TEST_TIMEOUT_MS", 5000);
     cfg.threads = (int)c->threads;
     cfg.expert_first = x->d->expert_first;
     cfg.expert_rank = x->d->expert_rank;
@@ -257,7 +283,7 @@ bool exchange_rank(rank_env *env) {
     ferry_route_destroy(x->route);
     ferry_stream_destroy(x->stream);
     ferry_group_destroy(x->group);
-    for (int i = 0; i < x->owned_count; i++) free(x->owned[i]);
+    for (int i = 0; i < x->owned_count; i++) fe_memory_free(x->owned[i]);
     free(x);
     return good;
 }

@@ -6,7 +6,7 @@
 
 typedef struct flight { /* one dispatch and its combine */
     ferry_dispatch_in in;
-    ferry_dispatch_out out;
+    ferry_dispatch_out out, seen; /* seen: out as host code may look at it */
     ferry_dispatch_options options;
     ferry_combine_in back;
     ferry_combine_out sum;
@@ -32,8 +32,8 @@ typedef struct exchange {
 
 #define X_FAIL(x, ...) ranks_fail((x)->env, __VA_ARGS__)
 
-/* Memory of exactly n bytes, so that a sanitizer sees a touch beyond it; filled with a pattern that is no data. Freed with
- * the exchange. */
+/* Memory of exactly n bytes, so that a sanitizer sees a touch beyond it; filled with a pattern that is no data. For tensors and for
+ * host code alike. Freed with the exchange. */
 void *exchange_own(exchange *x, size_t n);
 /* Element (slot, column) of a tensor whose slots may be spread over [L, R * M]. inner: dimensions of one slot. */
 uint8_t *exchange_element(const exchange *x, const ferry_tensor *t, int inner, int64_t slot, int64_t column);
@@ -44,6 +44,12 @@ ferry_tensor exchange_give(exchange *x, const void *from, ferry_dtype dtype, int
 ferry_tensor exchange_shaped(const exchange *x, void *data, ferry_dtype dtype, int64_t columns, int64_t slack);
 /* A heap allocation for info.rows rows: as large on every rank as the rank with the most rows needs it. */
 bool exchange_heap_rows(exchange *x, size_t row_bytes, void **memory);
+
+/* The tensor as host code may read and write it: itself on the CPU; elsewhere, when it lies in the rank's space, with memory of its own
+ * of the same shape, and with what it holds if `filled`. */
+bool exchange_see(exchange *x, const ferry_tensor *t, bool filled, ferry_tensor *seen);
+/* What was written to `seen` goes to where t is. */
+bool exchange_show(exchange *x, const ferry_tensor *seen, const ferry_tensor *t);
 
 bool exchange_prepare_dispatch(exchange *x, int round);
 bool exchange_check_dispatch(exchange *x, int round);

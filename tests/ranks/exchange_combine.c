@@ -25,8 +25,9 @@ bool exchange_prepare_combine(exchange *x, int round) {
     flight *f = &x->flight[round];
     ferry_dtype type = (ferry_dtype)c->in_type;
     case_round this_round = {x->d, round};
+    ferry_tensor rows;
     ranks_step(x->env, "preparing combine %d", round);
-    if (!back_rows(x, f)) return false;
+    if (!back_rows(x, f) || !exchange_see(x, &f->back.rows, false, &rows)) return false;
     bool by_rank = c->layout == FERRY_LAYOUT_RANK;
     int64_t weights = by_rank ? c->topk : 1;
     float *weight = c->grad ? exchange_own(x, (size_t)(x->info.rows * weights) * 4) : NULL;
@@ -35,10 +36,11 @@ bool exchange_prepare_combine(exchange *x, int round) {
                                   : ferry_tensor_1d(weight, FERRY_FP32, x->info.rows);
     for (int64_t i = 0; i < x->me->received; i++) {
         int64_t slot = x->me->row[i].slot;
-        case_expert_row(&this_round, x->rank, slot, exchange_element(x, &f->back.rows, 1, slot, 0));
+        case_expert_row(&this_round, x->rank, slot, exchange_element(x, &rows, 1, slot, 0));
         for (int k = 0; weight && k < weights; k++)
             weight[slot * weights + k] = case_expert_weight(&this_round, x->rank, slot, k);
     }
+    if (!exchange_show(x, &rows, &f->back.rows)) return false;
     f->how = FERRY_COMBINE_OPTIONS_INIT;
     f->how.weighted = c->weighted != 0;
     if (c->weighted == 2)

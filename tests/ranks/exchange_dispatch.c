@@ -5,11 +5,23 @@ static ferry_dtype out_dtype(const xcase *c) {
     return c->cast ? FERRY_E4M3 : (ferry_dtype)c->dtype;
 }
 
+static void give_tables(exchange *x, flight *f) {
+    bool by_rank = x->c->layout == FERRY_LAYOUT_RANK;
+    int ranks = (int)x->c->ranks, blocks = by_rank ? 1 : x->me->local_experts;
+    for (int i = 0; i < 2; i++) {
+        void *memory = exchange_own(x, (size_t)(blocks * ranks) * 4);
+        *(i ? &f->out.starts : &f->out.counts) =
+            by_rank ? ferry_tensor_1d(memory, FERRY_INT32, ranks) : ferry_tensor_2d(memory, FERRY_INT32, blocks, ranks);
+    }
+}
+
 static bool prepare_out(exchange *x, flight *f) {
     const xcase *c = x->c;
     size_t row_bytes = oracle_row_bytes(x->d->oracle[0]), scale_bytes = oracle_scale_bytes(x->d->oracle[0]);
     int64_t rows = x->info.rows, slack = c->out == 2 ? c->slack : 0;
     f->out = FERRY_DISPATCH_OUT_INIT;
+    /* Views of the tables are memory of the route's: elsewhere than on the CPU nobody but the device can look at it. */
+    if (c->out != 0 || ranks_device() != FERRY_CPU) give_tables(x, f);
     if (c->out == 0) return true;
     void *memory = NULL;
     if (c->out == 1 && !exchange_heap_rows(x, row_bytes, &memory)) return false;
@@ -24,18 +36,12 @@ static bool prepare_out(exchange *x, flight *f) {
             f->out.scales.strides[1] = rows;
         }
     }
-    int blocks = c->layout == FERRY_LAYOUT_RANK ? 1 : x->me->local_experts;
-    size_t table = (size_t)blocks * (size_t)c->ranks * 4;
     f->out.source = ferry_tensor_1d(exchange_own(x, (size_t)rows * 4), FERRY_INT32, rows);
     if (c->layout == FERRY_LAYOUT_RANK) {
         f->out.topk_idx = ferry_tensor_2d(exchange_own(x, (size_t)(rows * c->topk) * 4), FERRY_INT32, rows, c->topk);
         f->out.topk_weights = ferry_tensor_2d(exchange_own(x, (size_t)(rows * c->topk) * 4), FERRY_FP32, rows, c->topk);
-        f->out.counts = ferry_tensor_1d(exchange_own(x, table), FERRY_INT32, c->ranks);
-        f->out.starts = ferry_tensor_1d(exchange_own(x, table), FERRY_INT32, c->ranks);
     } else {
         f->out.topk_weights = ferry_tensor_1d(exchange_own(x, (size_t)rows * 4), FERRY_FP32, rows);
-        f->out.counts = ferry_tensor_2d(exchange_own(x, table), FERRY_INT32, blocks, c->ranks);
-        f->out.starts = ferry_tensor_2d(exchange_own(x, table), FERRY_INT32, blocks, c->ranks);
     }
     return true;
 }
@@ -60,11 +66,11 @@ static bool check_blocks(exchange *x, const flight *f) {
     bool by_rank = x->c->layout == FERRY_LAYOUT_RANK;
     int ranks = (int)x->c->ranks, n = (by_rank ? 1 : x->me->local_experts) * ranks;
     bool whole = oracle_dropped(x->d->oracle[0]) == 0;
-    if (n > 0 && (!f->out.counts.data || !f->out.starts.data)) return X_FAIL(x, "no counts or no starts");
+    if (n > 0 && (!f->seen.counts.data || !f->seen.starts.data)) return X_FAIL(x, "no counts or no starts");
     for (int i = 0; i < n; i++) {
         int32_t count, start;
-        memcpy(&count, exchange_element(x, &f->out.counts, !by_rank, by_rank ? i : i / ranks, i % ranks), 4);
-        memcpy(&start, exchange_element(x, &f->out.starts, !by_rank, by_rank ? i : i / ranks, i % ranks), 4);
+        memcpy(&count, exchange_element(x, &f->seen.counts, !by_rank, by_rank ? i : i / ranks, i % ranks), 4);
+        memcpy(&start, exchange_element(x, &f->seen.starts, !by_rank, by_rank ? i : i / ranks, i % ranks), 4);
         if (count != x->me->counts[i])
             return X_FAIL(x, "counts[%d][%d] is %d, not %d", i / ranks, i % ranks, count, x->me->counts[i]);
         if (start != x->me->starts[i] && (whole || count > 0))
@@ -85,16 +91,16 @@ static bool check_topk(exchange *x, const flight *f, const oracle_row *row) {
     int32_t source = (int32_t)(row->source * c->tokens + row->token), idx[FERRY_MAX_TOPK];
     float weights[FERRY_MAX_TOPK];
     bool by_rank = c->layout == FERRY_LAYOUT_RANK;
-    if (!check_bytes(x, "source", row, &source, exchange_element(x, &f->out.source, 0, row->slot, 0), 4)) return false;
+    if (!check_bytes(x, "source", row, &source, exchange_element(x, &f->seen.source, 0, row->slot, 0), 4)) return false;
     if (!by_rank)
         return !c->weights || check_bytes(x, "topk_weights", row, &row->weight,
-                                          exchange_element(x, &f->out.topk_weights, 0, row->slot, 0), 4);
+                                          exchange_element(x, &f->seen.topk_weights, 0, row->slot, 0), 4);
     oracle_row_topk(x->d->oracle[0], x->rank, row, idx, c->weights ? weights : NULL);
     for (int k = 0; k < c->topk; k++) {
-        if (!check_bytes(x, "topk_idx", row, &idx[k], exchange_element(x, &f->out.topk_idx, 1, row->slot, k), 4))
+        if (!check_bytes(x, "topk_idx", row, &idx[k], exchange_element(x, &f->seen.topk_idx, 1, row->slot, k), 4))
             return false;
         if (c->weights && !check_bytes(x, "topk_weights", row, &weights[k],
-                                       exchange_element(x, &f->out.topk_weights, 1, row->slot, k), 4))
+                                       exchange_element(x, &f->seen.topk_weights, 1, row->slot, k), 4))
             return false;
     }
     return true;
@@ -111,32 +117,41 @@ static bool check_padding(exchange *x, const flight *f) {
     for (int64_t slot = 0; slot < x->me->rows; slot++) {
         int32_t source = -1;
         if (used[slot]) continue;
-        if (!c->skip_topk) memcpy(&source, exchange_element(x, &f->out.source, 0, slot, 0), 4);
+        if (!c->skip_topk) memcpy(&source, exchange_element(x, &f->seen.source, 0, slot, 0), 4);
         if (source != -1) return X_FAIL(x, "source of padding slot %lld is %d, not -1", (long long)slot, source);
-        if (c->zero_pad && memcmp(zeros, exchange_element(x, &f->out.rows, 1, slot, 0), row_bytes) != 0)
+        if (c->zero_pad && memcmp(zeros, exchange_element(x, &f->seen.rows, 1, slot, 0), row_bytes) != 0)
             return X_FAIL(x, "padding slot %lld is not zero", (long long)slot);
     }
     return true;
 }
 
+static bool see_out(exchange *x, flight *f) {
+    const ferry_dispatch_out *o = &f->out;
+    f->seen = *o;
+    return exchange_see(x, &o->rows, true, &f->seen.rows) && exchange_see(x, &o->scales, true, &f->seen.scales) &&
+           exchange_see(x, &o->topk_idx, true, &f->seen.topk_idx) &&
+           exchange_see(x, &o->topk_weights, true, &f->seen.topk_weights) &&
+           exchange_see(x, &o->source, true, &f->seen.source);
+}
+
 bool exchange_check_dispatch(exchange *x, int round) {
-    const flight *f = &x->flight[round];
+    flight *f = &x->flight[round];
     const oracle *o = x->d->oracle[round];
     const oracle_rank *me = oracle_rank_of(o, x->rank);
     size_t row_bytes = oracle_row_bytes(o), scale_bytes = oracle_scale_bytes(o);
     uint8_t *row = exchange_own(x, row_bytes), *scales = exchange_own(x, scale_bytes);
     ranks_step(x->env, "comparing dispatch %d", round);
-    if (!check_blocks(x, f)) return false;
-    if (me->received && (!f->out.rows.data || f->out.rows.dtype != out_dtype(x->c)))
-        return X_FAIL(x, "out.rows has dtype %d, not %d", f->out.rows.dtype, out_dtype(x->c));
+    if (!see_out(x, f) || !check_blocks(x, f)) return false;
+    if (me->received && (!f->seen.rows.data || f->seen.rows.dtype != out_dtype(x->c)))
+        return X_FAIL(x, "out.rows has dtype %d, not %d", f->seen.rows.dtype, out_dtype(x->c));
     for (int64_t i = 0; i < me->received; i++) {
         const oracle_row *want = &me->row[i];
         oracle_row_data(o, want, row, scales);
-        if (!check_bytes(x, "row", want, row, exchange_element(x, &f->out.rows, 1, want->slot, 0), row_bytes))
+        if (!check_bytes(x, "row", want, row, exchange_element(x, &f->seen.rows, 1, want->slot, 0), row_bytes))
             return false;
         for (size_t s = 0; s < scale_bytes / 4; s++)
             if (!check_bytes(x, "scale", want, scales + 4 * s,
-                             exchange_element(x, &f->out.scales, 1, want->slot, (int64_t)s), 4))
+                             exchange_element(x, &f->seen.scales, 1, want->slot, (int64_t)s), 4))
                 return false;
         if (!x->c->skip_topk && !check_topk(x, f, want)) return false;
     }

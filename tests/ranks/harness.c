@@ -25,6 +25,8 @@ const char *__ubsan_default_options(void) {
 
 enum state { RUNNING = 0, PASSED = 1, FAILED = 2 };
 
+#define WARM_MS 60000 /* for the device's start in all processes, before a run's own deadline begins */
+
 typedef struct rank_slot {
     _Atomic int state;
     _Atomic int doomed;
@@ -36,6 +38,7 @@ typedef struct rank_slot {
 
 typedef struct ranks_shared {
     _Atomic int id_ready; /* 1: id is set; -1: it could not be made */
+    _Atomic int warm;     /* ranks whose device has started */
     _Atomic int met;      /* arrivals at ranks_meet so far */
     _Atomic int failures;
     ferry_unique_id id;
@@ -43,12 +46,15 @@ typedef struct ranks_shared {
     volatile int64_t words[RANKS_WORDS];
 } ranks_shared;
 
+struct desk;
+
 typedef struct run {
     ranks_how how;
     int ranks;
     rank_fn function;
     void *arg;
     ranks_shared *shared;
+    const struct desk *desk; /* of kept processes; NULL: the processes end with the run */
 } run;
 
 typedef struct rank_start {
@@ -70,6 +76,31 @@ static void nap_us(long us) {
 int64_t ranks_env_number(const char *name, int64_t fallback) {
     const char *text = getenv(name);
     return text && *text ? strtoll(text, NULL, 0) : fallback;
+}
+
+ferry_device ranks_device(void) {
+    const char *name = getenv("FERRY_TEST_DEVICE");
+    if (!name || !*name || strcmp(name, "cpu") == 0) return FERRY_CPU;
+    if (strcmp(name, "cuda") == 0) return FERRY_CUDA;
+    fprintf(stderr, "FERRY_TEST_DEVICE=%s: there are cpu and cuda\n", name);
+    exit(2);
+}
+
+void *ranks_new(rank_env *env, size_t bytes) {
+    if (env->owned_count == env->owned_room) {
+        env->owned_room = env->owned_room * 2 + 16;
+        env->owned = realloc(env->owned, (size_t)env->owned_room * sizeof *env->owned);
+    }
+    void *memory = env->owned ? fe_memory_new(bytes) : NULL;
+    if (!memory) abort();
+    memset(memory, 0, bytes);
+    return env->owned[env->owned_count++] = memory;
+}
+
+/* Not after a failure: then a stream may still be at work on it. */
+static void free_owned(rank_env *env) {
+    for (int i = 0; i < env->owned_count; i++) fe_memory_free(env->owned[i]);
+    free(env->owned);
 }
 
 bool ranks_fail(rank_env *env, const char *format, ...) {
@@ -127,38 +158,110 @@ static bool get_id(rank_env *env) {
     return atomic_load(&shared->id_ready) == 1 || ranks_fail(env, "rank 0 could not make a unique id");
 }
 
+/* A GPU takes a part of a second to start in a process, and longer in many at once. No rank's function begins before all have it. */
+static bool warm_up(rank_env *env) {
+    ranks_shared *shared = env->shared;
+    if (ranks_device() == FERRY_CPU) return true;
+    ranks_step(env, "the start of its device");
+    void *memory = fe_memory_device_new(1);
+    if (!memory) return ranks_fail(env, "the device does not start: %s", fe_memory_trouble());
+    fe_memory_device_free(memory);
+    atomic_fetch_add(&shared->warm, 1);
+    for (int64_t deadline = ranks_now_ms() + WARM_MS; atomic_load(&shared->warm) < env->ranks; nap_us(200))
+        if (ranks_now_ms() > deadline || atomic_load(&shared->failures) > 0)
+            return ranks_fail(env, "the device of another rank does not start");
+    return true;
+}
+
 static void *rank_main(void *start) {
     const rank_start *s = start;
     ranks_shared *shared = s->run->shared;
     rank_env env = {.rank = s->rank, .ranks = s->run->ranks, .how = s->run->how, .arg = s->run->arg, .shared = shared};
     ranks_step(&env, "the unique id");
-    bool ok = get_id(&env);
+    bool ok = warm_up(&env) && get_id(&env);
     if (ok) {
         ranks_step(&env, "its function");
         ok = s->run->function(&env);
         if (!ok) ranks_fail(&env, "failed without a sentence");
     }
+    if (ok) free_owned(&env);
     atomic_store(&shared->slot[s->rank].state, ok ? PASSED : FAILED);
     return NULL;
 }
 
-/* The body of a forked process: one rank, or all of them as threads. */
-static _Noreturn void child(const run *r, int rank) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+/* One rank, or all of them as threads. */
+static void serve(const run *r, int rank) {
     rank_start start[RANKS_MAX];
     pthread_t thread[RANKS_MAX];
     if (r->how == RANKS_PROCESSES) {
         r->shared->slot[rank].pid = getpid(); /* the parent may not have stored it yet */
         start[0] = (rank_start){r, rank};
         rank_main(&start[0]);
-        exit(0);
+        return;
     }
     for (int i = 0; i < r->ranks; i++) {
         start[i] = (rank_start){r, i};
         if (pthread_create(&thread[i], NULL, rank_main, &start[i]) != 0) exit(3);
     }
     for (int i = 0; i < r->ranks; i++) pthread_join(thread[i], NULL);
+}
+
+static void begin_process(ranks_how how) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    fe_memory_choose(ranks_device(), how == RANKS_PROCESSES ? 1 : RANKS_MAX);
+}
+
+/* The body of a forked process. */
+static _Noreturn void child(const run *r, int rank) {
+    begin_process(r->how);
+    serve(r, rank);
     exit(0);
+}
+
+/* ---- processes that are kept ---- */
+
+typedef struct desk {            /* shared with them */
+    _Atomic int turn[RANKS_MAX]; /* for each process: the number of the run that it is to take part in; -1: go home */
+    int ranks;
+    ranks_recipe recipe;
+    _Alignas(16) uint8_t of[RANKS_RECIPE];
+    _Atomic int done[RANKS_MAX]; /* the last turn that each process is through with */
+    ranks_shared shared;
+} desk;
+
+static struct crew { /* one for threads, one for processes */
+    desk *desk;
+    int turn;
+    pid_t owner, pid[RANKS_MAX]; /* pid 0: not there */
+} crews[2];
+
+static _Noreturn void work(ranks_how how, desk *d, int index, int turn) {
+    begin_process(how);
+    for (;;) {
+        int now = atomic_load(&d->turn[index]);
+        if (now < 0) exit(0);
+        if (now == turn) {
+            nap_us(100);
+            continue;
+        }
+        turn = now;
+        run r = {.how = how, .ranks = d->ranks, .function = d->recipe.function, .shared = &d->shared};
+        r.arg = d->recipe.make(d->of);
+        if (!r.arg) exit(4);
+        serve(&r, index);
+        d->recipe.unmake(r.arg);
+        atomic_store(&d->done[index], turn);
+    }
+}
+
+/* Has process p ended, or come to the end of the run? */
+static bool has_ended(const run *r, pid_t *pid, int p, int *status) {
+    if (waitpid(pid[p], status, WNOHANG) == pid[p]) {
+        pid[p] = 0;
+        return true;
+    }
+    *status = 0;
+    return r->desk && atomic_load(&r->desk->done[p]) == atomic_load(&r->desk->turn[p]);
 }
 
 static void describe_end(char *text, size_t size, int status) {
@@ -216,9 +319,9 @@ static void name_hang(const run *r, int deadline_ms, char *why) {
 }
 
 /* Only doomed ranks are left: they may be stopped, so they are ended from here. */
-static bool only_doomed_left(const run *r, const pid_t *pid, int processes) {
+static bool only_doomed_left(const run *r, const bool *over, int processes) {
     for (int p = 0; p < processes; p++)
-        if (pid[p] > 0 && !(r->how == RANKS_PROCESSES && atomic_load(&r->shared->slot[p].doomed))) return false;
+        if (!over[p] && !(r->how == RANKS_PROCESSES && atomic_load(&r->shared->slot[p].doomed))) return false;
     return true;
 }
 
@@ -233,20 +336,22 @@ static void end_all(pid_t *pid, int processes) {
 
 /* After a first failure the other ranks get a moment to end on their own, as a library with deadlines lets them. */
 static bool supervise(const run *r, pid_t *pid, int processes, int deadline_ms, char *why) {
-    int64_t deadline = ranks_now_ms() + deadline_ms;
-    bool good = true;
+    int64_t start = ranks_now_ms(), deadline = start + deadline_ms;
+    bool good = true, over[RANKS_MAX] = {false};
     for (int left = processes; left > 0;) {
         bool some = false;
         for (int p = 0; p < processes; p++) {
             int status;
-            if (pid[p] <= 0 || waitpid(pid[p], &status, WNOHANG) != pid[p]) continue;
-            pid[p] = 0;
+            if (over[p] || !has_ended(r, pid, p, &status)) continue;
+            over[p] = true;
             left--;
             some = true;
             if (good) good = judge_end(r, p, r->how == RANKS_PROCESSES ? 1 : r->ranks, status, why);
             if (!good && ranks_now_ms() + 2000 < deadline) deadline = ranks_now_ms() + 2000;
         }
-        if (only_doomed_left(r, pid, processes)) break;
+        if (only_doomed_left(r, over, processes)) break;
+        bool warming = ranks_device() != FERRY_CPU && atomic_load(&r->shared->warm) < r->ranks;
+        if (good && warming && ranks_now_ms() < start + WARM_MS) deadline = ranks_now_ms() + deadline_ms;
         if (ranks_now_ms() > deadline) {
             if (good) name_hang(r, deadline_ms, why);
             good = false;
@@ -254,23 +359,42 @@ static bool supervise(const run *r, pid_t *pid, int processes, int deadline_ms, 
         }
         if (!some) nap_us(200);
     }
-    end_all(pid, processes);
+    if (!r->desk || !good) end_all(pid, r->desk ? RANKS_MAX : processes);
     if (!good && !why[0]) tell_first_failure(r, why);
     return good;
 }
 
-bool ranks_run(ranks_how how, int ranks, int deadline_ms, rank_fn function, void *arg, char *why) {
+/* FERRY_TEST_RANKS. What is left out is said, once. */
+static bool is_wanted(ranks_how how) {
+    static const char *const names[] = {"threads", "processes"};
+    static bool said;
+    const char *only = getenv("FERRY_TEST_RANKS");
+    if (!only || !*only || strcmp(only, names[how]) == 0) return true;
+    if (!said) fprintf(stderr, "SKIP ranks as %s: FERRY_TEST_RANKS=%s\n", names[how], only);
+    said = true;
+    return false;
+}
+
+static bool can_run(int ranks, char *why) {
     why[0] = 0;
-    if (ranks < 1 || ranks > RANKS_MAX) {
-        snprintf(why, RANKS_WHY, "%d ranks: the harness takes 1..%d", ranks, RANKS_MAX);
-        return false;
-    }
-    ranks_shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED) {
-        snprintf(why, RANKS_WHY, "mmap: %s", strerror(errno));
-        return false;
-    }
-    run r = {how, ranks, function, arg, shared};
+    if (ranks >= 1 && ranks <= RANKS_MAX) return true;
+    snprintf(why, RANKS_WHY, "%d ranks: the harness takes 1..%d", ranks, RANKS_MAX);
+    return false;
+}
+
+static void *share(size_t bytes, char *why) {
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory != MAP_FAILED) return memory;
+    snprintf(why, RANKS_WHY, "mmap: %s", strerror(errno));
+    return NULL;
+}
+
+bool ranks_run(ranks_how how, int ranks, int deadline_ms, rank_fn function, void *arg, char *why) {
+    if (!can_run(ranks, why)) return false;
+    if (!is_wanted(how)) return true;
+    ranks_shared *shared = share(sizeof *shared, why);
+    if (!shared) return false;
+    run r = {.how = how, .ranks = ranks, .function = function, .arg = arg, .shared = shared};
     pid_t pid[RANKS_MAX] = {0};
     int processes = how == RANKS_PROCESSES ? ranks : 1;
     bool good = true;
@@ -292,12 +416,76 @@ bool ranks_run(ranks_how how, int ranks, int deadline_ms, rank_fn function, void
     return good;
 }
 
+/* At the test's end. Kept processes go by themselves, as a GPU's driver likes it; who does not is ended. */
+static void dismiss(void) {
+    for (int how = 0; how < 2; how++) {
+        struct crew *crew = &crews[how];
+        if (!crew->desk || crew->owner != getpid()) continue;
+        for (int p = 0; p < RANKS_MAX; p++) atomic_store(&crew->desk->turn[p], -1);
+        for (int64_t deadline = ranks_now_ms() + 3000; ranks_now_ms() < deadline; nap_us(1000)) {
+            int left = 0;
+            for (int p = 0; p < RANKS_MAX; p++) {
+                if (crew->pid[p] > 0 && waitpid(crew->pid[p], NULL, WNOHANG) == crew->pid[p]) crew->pid[p] = 0;
+                left += crew->pid[p] > 0;
+            }
+            if (!left) break;
+        }
+        end_all(crew->pid, RANKS_MAX);
+    }
+}
+
+static bool call_crew(struct crew *crew, ranks_how how, int processes, char *why) {
+    if (!crew->desk) {
+        crew->desk = share(sizeof *crew->desk, why);
+        crew->owner = getpid();
+        if (!crew->desk || atexit(dismiss) != 0) return false;
+    }
+    fflush(NULL);
+    for (int p = 0; p < processes; p++) {
+        if (crew->pid[p] > 0) continue;
+        int seen =
+            atomic_load(&crew->desk->turn[p]); /* before the fork: the next turn may come before the process looks */
+        crew->pid[p] = fork();
+        if (crew->pid[p] == 0) work(how, crew->desk, p, seen);
+        if (crew->pid[p] > 0) continue;
+        snprintf(why, RANKS_WHY, "fork: %s", strerror(errno));
+        crew->pid[p] = 0;
+        return false;
+    }
+    return true;
+}
+
+bool ranks_run_kept(ranks_how how, int ranks, int deadline_ms, const ranks_recipe *recipe, char *why) {
+    if (!can_run(ranks, why)) return false;
+    if (!is_wanted(how)) return true;
+    if (ranks_device() == FERRY_CPU) {
+        void *arg = recipe->make(recipe->of);
+        bool good = arg && ranks_run(how, ranks, deadline_ms, recipe->function, arg, why);
+        if (!arg) snprintf(why, RANKS_WHY, "no memory for the run's data");
+        if (arg) recipe->unmake(arg);
+        return good;
+    }
+    struct crew *crew = &crews[how];
+    int processes = how == RANKS_PROCESSES ? ranks : 1;
+    if (recipe->bytes > RANKS_RECIPE || !call_crew(crew, how, processes, why)) return false;
+    desk *d = crew->desk;
+    memset(&d->shared, 0, sizeof d->shared);
+    memcpy(d->of, recipe->of, recipe->bytes);
+    d->recipe = *recipe;
+    d->ranks = ranks;
+    crew->turn++;
+    for (int p = 0; p < processes; p++) atomic_store(&d->turn[p], crew->turn);
+    run r = {.how = how, .ranks = ranks, .shared = &d->shared, .desk = d};
+    return supervise(&r, crew->pid, processes, deadline_ms, why);
+}
+
 ferry_group_config ranks_config(int experts, int hidden, int max_tokens, int max_topk) {
     ferry_group_config cfg = FERRY_GROUP_CONFIG_INIT;
     cfg.experts = experts;
     cfg.hidden = hidden;
     cfg.max_tokens = max_tokens;
     cfg.max_topk = max_topk;
+    cfg.device = ranks_device();
     cfg.threads = 1;
     cfg.timeout_ms = 10000;
     return cfg;

@@ -1,11 +1,13 @@
 /* Runs one function on R ranks, as threads of one process or as a process each, and turns whatever happens to them - a
  * failed check, a crash, a hang - into one sentence. The ranks always live in processes of their own, forked from the
- * test, so that a hang can be ended and a crash does not take the test program along. Needs no test framework. */
+ * test, so that a hang can be ended and a crash does not take the test program along. Needs no test framework.
+ *
+ *   FERRY_TEST_DEVICE=cuda              ranks on the GPU; the test program itself never touches it
+ *   FERRY_TEST_RANKS=threads|processes  only those */
 #ifndef FERRY_TESTS_RANKS_HARNESS_H
 #define FERRY_TESTS_RANKS_HARNESS_H
 
-#include "ferry/ferry.h"
-#include <stdbool.h>
+#include "memory.h"
 #include <sys/types.h>
 
 typedef enum ranks_how { RANKS_THREADS = 0, RANKS_PROCESSES = 1 } ranks_how;
@@ -22,6 +24,8 @@ typedef struct rank_env {
     ferry_unique_id id; /* made on rank 0 before the function starts */
     void *arg;          /* the same for all; a process sees the value it had at the start */
     struct ranks_shared *shared;
+    void **owned; /* ranks_new's */
+    int owned_count, owned_room;
 } rank_env;
 
 /* true: the rank's checks held. false: ranks_fail was called. */
@@ -29,6 +33,24 @@ typedef bool (*rank_fn)(rank_env *env);
 
 /* Runs it. false: why has the sentence of the first failure, with the rank and the step that it was in. */
 bool ranks_run(ranks_how how, int ranks, int deadline_ms, rank_fn function, void *arg, char *why);
+
+/* What a run in processes that were started before is made from: plain bytes, copied to them. */
+#define RANKS_RECIPE 1024
+typedef struct ranks_recipe {
+    rank_fn function;
+    void *(*make)(const void *of); /* the argument, in each process; NULL: no memory */
+    void (*unmake)(void *arg);
+    const void *of;
+    size_t bytes; /* at most RANKS_RECIPE */
+} ranks_recipe;
+/* ranks_run for many short runs: on a device whose start in a process is slow, processes are kept from run to run, until one fails. */
+bool ranks_run_kept(ranks_how how, int ranks, int deadline_ms, const ranks_recipe *recipe, char *why);
+
+/* FERRY_TEST_DEVICE. */
+ferry_device ranks_device(void);
+/* Memory for a tensor or for what a call of the library fills: it suits the device, and is freed when the rank's function has
+ * returned. Zeroed. Never NULL. */
+void *ranks_new(rank_env *env, size_t bytes);
 
 /* Keeps the first sentence of this rank; returns false, so that checks end with `return ranks_fail(...)`. */
 bool ranks_fail(rank_env *env, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -46,7 +68,7 @@ bool ranks_meet(rank_env *env);
 #define RANKS_WORDS 256
 volatile int64_t *ranks_words(rank_env *env);
 
-/* A config for `ranks` small enough for any test; threads = 1. */
+/* A config small enough for any test, on the device under test; threads = 1. */
 ferry_group_config ranks_config(int experts, int hidden, int max_tokens, int max_topk);
 /* The group of this run by its unique id; a failure is reported through ranks_fail. */
 bool ranks_group(rank_env *env, const ferry_group_config *cfg, ferry_group **group);

@@ -257,31 +257,31 @@ static bool be_late(rank_env *env, fate how) {
 
 static bool late_rank(rank_env *env) {
     const late *l = env->arg;
-    static _Thread_local table t;
+    table *t = ranks_new(env, sizeof *t);
     ferry_group_config cfg = ranks_config(4, 16, 8, 2);
     cfg.timeout_ms = TIMEOUT_MS;
     cfg.heap_bytes = 4096;
-    fill_table(&t);
+    fill_table(t);
     int64_t started = ranks_now_ms();
     if (!l->step) {
         if (env->rank == VICTIM) return be_late(env, l->fate);
-        if (!check_late(env, ferry_group_create(&env->id, env->rank, RANKS, &cfg, &t.g), started, "")) return false;
+        if (!check_late(env, ferry_group_create(&env->id, env->rank, RANKS, &cfg, &t->g), started, "")) return false;
         return l->fate != ABSENT || ranks_meet(env);
     }
-    if (!ranks_group(env, &cfg, &t.g)) return false;
-    for (int i = 0; i < 3 && l->step->before[i]; i++) RANK_OK(env, l->step->before[i](&t));
+    if (!ranks_group(env, &cfg, &t->g)) return false;
+    for (int i = 0; i < 3 && l->step->before[i]; i++) RANK_OK(env, l->step->before[i](t));
     if (env->rank == VICTIM) {
         bool good = be_late(env, l->fate);
-        ferry_group_destroy(t.g);
+        ferry_group_destroy(t->g);
         return good;
     }
     started = ranks_now_ms();
-    if (!check_late(env, l->step->last(&t), started, l->step->name)) return false;
+    if (!check_late(env, l->step->last(t), started, l->step->name)) return false;
     /* The group now only accepts destroy, and destroy does not wait for the rank either. */
-    RANK_CHECK(env, ferry_barrier(t.g, NULL) != FERRY_OK);
+    RANK_CHECK(env, ferry_barrier(t->g, NULL) != FERRY_OK);
     started = ranks_now_ms();
-    ferry_route_destroy(t.route);
-    ferry_group_destroy(t.g);
+    ferry_route_destroy(t->route);
+    ferry_group_destroy(t->g);
     RANK_CHECK(env, ranks_now_ms() - started < 1000);
     return l->fate != ABSENT || ranks_meet(env);
 }
@@ -395,32 +395,31 @@ static void test_abort_wakes_all(void **state) {
 
 typedef enum ending { IN_PEACE, ABORTED, UNDESTROYED_PARTS } ending;
 
-static bool live_once(rank_env *env, const ferry_unique_id *id, ending how) {
-    static _Thread_local table t;
+static bool live_once(rank_env *env, const ferry_unique_id *id, ending how, table *t) {
     ferry_group_config cfg = ranks_config(4, 16, 8, 2);
     ferry_stream *stream;
     ferry_event *event;
     cfg.heap_bytes = 4096;
     cfg.threads = 2;
-    fill_table(&t);
-    RANK_OK(env, ferry_group_create(id, env->rank, env->ranks, &cfg, &t.g));
-    RANK_OK(env, ferry_stream_create(t.g, &stream));
-    RANK_OK(env, ferry_event_create(t.g, &event));
-    RANK_OK(env, do_alloc(&t));
-    RANK_OK(env, do_route(&t));
-    RANK_OK(env, do_dispatch(&t));
-    RANK_OK(env, do_combine(&t));
+    fill_table(t);
+    RANK_OK(env, ferry_group_create(id, env->rank, env->ranks, &cfg, &t->g));
+    RANK_OK(env, ferry_stream_create(t->g, &stream));
+    RANK_OK(env, ferry_event_create(t->g, &event));
+    RANK_OK(env, do_alloc(t));
+    RANK_OK(env, do_route(t));
+    RANK_OK(env, do_dispatch(t));
+    RANK_OK(env, do_combine(t));
     RANK_OK(env, ferry_event_record(event, stream));
     RANK_CHECK(env, ranks_meet(env));
-    if (how == ABORTED) RANK_OK(env, ferry_group_abort(t.g));
+    if (how == ABORTED) RANK_OK(env, ferry_group_abort(t->g));
     if (how != UNDESTROYED_PARTS) { /* "destroy frees everything of it: routes, heap memory and its streams" */
         ferry_event_destroy(event);
-        ferry_route_destroy(t.route);
+        ferry_route_destroy(t->route);
         ferry_stream_destroy(stream);
     } else {
         ferry_event_destroy(event);
     }
-    ferry_group_destroy(t.g);
+    ferry_group_destroy(t->g);
     return true;
 }
 
@@ -429,12 +428,13 @@ static bool leak_rank(rank_env *env) {
     volatile int64_t *words = ranks_words(env);
     ferry_unique_id *shared = (ferry_unique_id *)(uintptr_t)&words[8], id;
     ranks_holds before = {0};
+    table *t = ranks_new(env, sizeof *t);
     for (int round = 0; round < 6; round++) {
         ranks_step(env, "life %d", round);
         if (env->rank == 0 && round > 0) RANK_OK(env, ferry_unique_id_create(shared));
         RANK_CHECK(env, ranks_meet(env));
         id = round > 0 ? *shared : env->id;
-        if (!live_once(env, &id, how)) return false;
+        if (!live_once(env, &id, how, t)) return false;
         RANK_CHECK(env, ranks_meet(env));
         /* Threads share a process: one of them counts while the others wait. The first lives warm up what libc keeps. */
         if (round == 1) nap_ms(100);

@@ -1,9 +1,12 @@
 /* Dispatch and combine against the oracle, bit by bit, over drawn cases and over named ones.
  *
  *   FERRY_TEST_CASES=n     drawn cases (default below; processes get a fifth)
+ *   FERRY_TEST_TIMEOUT_MS  the group's deadline (5000), for tools under which everything is slow
  *   FERRY_TEST_SEED=s      only the case of this seed
  *   FERRY_TEST_CASE='...'  only this case, as a failure prints it
- *   first argument         threads or processes: only those */
+ *   FERRY_TEST_SHRINK_S    seconds for making a case that fails smaller (30)
+ *   first argument         threads or processes: only those
+ *   second argument        drawn: no named cases */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -16,21 +19,30 @@
 #include <stdio.h>
 
 #define DEFAULT_CASES  1500
+#define GPU_CASES      300
 #define FIRST_SEED     1
 #define CASE_DEADLINE  15000 /* ms; the group's own is 5 s, so this is a hang */
 #define SHRINK_SECONDS 30
 
 static const char *only_how; /* "threads", "processes" or NULL */
+static bool only_drawn;
+
+static void unmake_data(void *arg) {
+    case_free(arg);
+    free(arg);
+}
+
+static void *make_data(const void *of) {
+    case_data *d = malloc(sizeof *d);
+    if (!d || case_build(of, NULL, d)) return d;
+    unmake_data(d);
+    return NULL;
+}
 
 static bool run_case(const xcase *c, char *why) {
-    case_data d;
-    bool good = false;
-    snprintf(why, RANKS_WHY, "no memory for the case");
-    if (case_build(c, NULL, &d))
-        good = ranks_run(c->processes ? RANKS_PROCESSES : RANKS_THREADS, (int)c->ranks, CASE_DEADLINE, exchange_rank,
-                         &d, why);
-    case_free(&d);
-    return good;
+    ranks_recipe recipe = {exchange_rank, make_data, unmake_data, c, sizeof *c};
+    return ranks_run_kept(c->processes ? RANKS_PROCESSES : RANKS_THREADS, (int)c->ranks,
+                          (int)ranks_env_number("FERRY_TEST_TIMEOUT_MS", 0) * 2 + CASE_DEADLINE, &recipe, why);
 }
 
 static bool case_fails(const xcase *c) {
@@ -44,7 +56,7 @@ static void check_case(const xcase *drawn) {
     case_print(drawn, text);
     fprintf(stderr, "seed %lld fails: %s\n  case: %s\n  shrinking...\n", (long long)drawn->seed, why, text);
     xcase least = *drawn;
-    case_shrink(&least, case_fails, SHRINK_SECONDS);
+    case_shrink(&least, case_fails, (int)ranks_env_number("FERRY_TEST_SHRINK_S", SHRINK_SECONDS));
     if (run_case(&least, why)) snprintf(why, sizeof why, "(it did not fail again: the failure depends on timing)");
     case_print(&least, text);
     fail_msg("smallest failing case: %s\n  %s\n  again: FERRY_TEST_SEED=%lld, or FERRY_TEST_CASE='%s'", text, why,
@@ -53,7 +65,8 @@ static void check_case(const xcase *drawn) {
 
 static void drawn_cases(bool processes) {
     const char *line = getenv("FERRY_TEST_CASE");
-    int64_t seed = ranks_env_number("FERRY_TEST_SEED", -1), cases = ranks_env_number("FERRY_TEST_CASES", DEFAULT_CASES);
+    int64_t seed = ranks_env_number("FERRY_TEST_SEED", -1);
+    int64_t cases = ranks_env_number("FERRY_TEST_CASES", ranks_device() == FERRY_CPU ? DEFAULT_CASES : GPU_CASES);
     xcase c;
     if (only_how && (strcmp(only_how, "processes") == 0) != processes) skip();
     if (line) {
@@ -85,6 +98,7 @@ static void test_drawn_processes(void **state) {
 /* A named case, in each layout and mode, as threads and as processes. */
 static void check_named(const char *text) {
     static const ferry_layout layouts[] = {FERRY_LAYOUT_RANK, FERRY_LAYOUT_EXPERT, FERRY_LAYOUT_SLOTS};
+    if (only_drawn) skip();
     for (int i = 0; i < 12; i++) {
         xcase c;
         if (only_how && (strcmp(only_how, "processes") == 0) != (i % 2 == 1)) continue;
@@ -198,6 +212,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_drawn_processes),
     };
     only_how = argc > 1 ? argv[1] : NULL;
+    only_drawn = argc > 2 && strcmp(argv[2], "drawn") == 0;
     setenv("FERRY_TOUCH_MB", "1", 0); /* thousands of groups: touching their memory would be most of the time */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,9 +25,10 @@ static void nap_ms(int ms) {
 
 /* The group is whole: everybody's rank comes back in its place. */
 static bool check_group(rank_env *env, ferry_group *g, int rank, int ranks) {
-    int all[RANKS_MAX];
+    int *all = ranks_new(env, RANKS_MAX * sizeof *all);
     RANK_CHECK(env, ferry_group_rank(g) == rank && ferry_group_ranks(g) == ranks);
-    RANK_OK(env, ferry_allgather(g, &rank, all, sizeof rank, NULL));
+    all[rank] = rank;
+    RANK_OK(env, ferry_allgather(g, all + rank, all, sizeof rank, NULL));
     for (int r = 0; r < ranks; r++) RANK_CHECK(env, all[r] == r);
     RANK_OK(env, ferry_barrier(g, NULL));
     return true;
@@ -319,12 +320,13 @@ static bool overlap_rank(rank_env *env) {
     ferry_group_config cfg = ranks_config(4, 16, 8, 2);
     ferry_group *g;
     ferry_stream *s;
-    char mine = (char)env->rank, all[RANKS_MAX];
+    char *all = ranks_new(env, RANKS_MAX), *mine = all + env->rank;
+    *mine = (char)env->rank;
     if (!ranks_group(env, &cfg, &g)) return false;
     RANK_OK(env, ferry_stream_create(g, &s));
     if (env->rank == 0) nap_ms(300);
     int64_t started = ranks_now_ms();
-    RANK_OK(env, ferry_allgather(g, &mine, all, 1, s));
+    RANK_OK(env, ferry_allgather(g, mine, all, 1, s));
     RANK_CHECK(env, ranks_now_ms() - started < 150);
     if (env->rank != 0) RANK_CHECK(env, ferry_stream_idle(s) == 0);
     RANK_OK(env, ferry_stream_sync(s));
@@ -354,9 +356,9 @@ static bool layers_rank(rank_env *env) {
     ferry_route *route;
     ferry_route_info info = FERRY_ROUTE_INFO_INIT;
     ferry_route_config rc = FERRY_ROUTE_CONFIG_INIT;
-    int32_t idx[TOKENS];
-    static _Thread_local float x[LAYERS + 1][TOKENS * 16];
-    static _Thread_local ferry_dispatch_out out[LAYERS];
+    int32_t *idx = ranks_new(env, TOKENS * sizeof *idx);
+    float(*x)[TOKENS * 16] = ranks_new(env, (LAYERS + 1) * sizeof *x);
+    ferry_dispatch_out *out = ranks_new(env, LAYERS * sizeof *out);
     expert experts[LAYERS];
     cfg.dtype = FERRY_FP32;
     for (int i = 0; i < TOKENS; i++) idx[i] = (i + env->rank) % 4;
@@ -373,6 +375,8 @@ static bool layers_rank(rank_env *env) {
         ferry_combine_out result = FERRY_COMBINE_OUT_INIT;
         out[l] = FERRY_DISPATCH_OUT_INIT;
         in.rows = ferry_tensor_2d(x[l], FERRY_FP32, TOKENS, 16);
+        if (ranks_device() != FERRY_CPU) /* the expert, a function of the host's, cannot work on a view */
+            out[l].rows = ferry_tensor_2d(ranks_new(env, (size_t)info.rows * 64), FERRY_FP32, info.rows, 16);
         result.rows = ferry_tensor_2d(x[l + 1], FERRY_FP32, TOKENS, 16);
         RANK_OK(env, ferry_dispatch(route, &in, &out[l], NULL, s));
         experts[l] = (expert){&out[l], info.rows};
@@ -398,7 +402,8 @@ static bool meetings_rank(rank_env *env) {
     ferry_group *g;
     ferry_stream *a, *b;
     void *block;
-    char mine = (char)env->rank, all[RANKS_MAX];
+    char *mine = ranks_new(env, 1), *all = ranks_new(env, RANKS_MAX);
+    *mine = (char)env->rank;
     cfg.heap_bytes = 4096;
     if (!ranks_group(env, &cfg, &g)) return false;
     RANK_OK(env, ferry_stream_create(g, &a));
@@ -407,7 +412,7 @@ static bool meetings_rank(rank_env *env) {
         int nap = (env->rank + i) % 3 * 20;
         RANK_OK(env, ferry_stream_call(a, nap_for, &nap));
         RANK_OK(env, ferry_barrier(g, a));
-        RANK_OK(env, ferry_allgather(g, &mine, all, 1, b));
+        RANK_OK(env, ferry_allgather(g, mine, all, 1, b));
         RANK_OK(env, ferry_barrier(g, NULL));
         RANK_OK(env, ferry_heap_alloc(g, 64, &block));
         RANK_OK(env, ferry_heap_free(g, block));

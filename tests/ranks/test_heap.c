@@ -57,30 +57,50 @@ static bool same(rank_env *env, const uint8_t *at, size_t n, int rank, const cha
     return true;
 }
 
+/* Bytes of rank `rank`'s heap, through its pointer where that is memory of the host's. */
+static bool peek(rank_env *env, const place *p, uint8_t *to, const uint8_t *at, size_t n, int rank) {
+    if (ranks_device() == FERRY_CPU)
+        memcpy(to, ferry_heap_ptr(p->group, at, rank), n);
+    else
+        RANK_OK(env, ferry_get(p->group, to, at, n, rank, NULL));
+    return true;
+}
+
+/* The pattern of `rank` is in this rank's own heap, at `at`. */
+static bool see(rank_env *env, const place *p, uint8_t *room, const uint8_t *at, size_t n, int rank, const char *what) {
+    RANK_OK(env, fe_memory_read(p->group, room, at, n));
+    return same(env, room, n, rank, what);
+}
+
 static bool alloc_rank(rank_env *env) {
     place p;
-    uint8_t *block[8];
+    uint8_t *block[8], *room = ranks_new(env, 8000);
     if (!open_place(env, false, &p)) return false;
     ranks_step(env, "ferry_heap_alloc");
     for (int i = 0; i < 8; i++) {
         size_t bytes = (size_t)i * 1000 + 1;
         RANK_OK(env, ferry_heap_alloc(p.group, bytes, (void **)&block[i]));
         RANK_CHECK(env, (uintptr_t)block[i] % 256 == 0);
-        fill(block[i], bytes, env->rank + i);
+        fill(room, bytes, env->rank + i);
+        RANK_OK(env, fe_memory_write(p.group, block[i], room, bytes));
     }
     RANK_OK(env, ferry_barrier(p.group, NULL));
     for (int r = 0; r < env->ranks; r++) { /* every peer's blocks are seen through its pointer */
         RANK_CHECK(env, (ferry_heap_ptr(p.group, block[3], r) == block[3]) == (r == env->rank));
-        for (int i = 0; i < 8; i++)
-            if (!same(env, ferry_heap_ptr(p.group, block[i], r), (size_t)i * 1000 + 1, r + i, "peer's block"))
+        for (int i = 0; i < 8; i++) {
+            size_t bytes = (size_t)i * 1000 + 1;
+            if (!peek(env, &p, room, block[i], bytes, r) || !same(env, room, bytes, r + i, "peer's block"))
                 return false;
+        }
         uint8_t *inside = ferry_heap_ptr(p.group, block[7] + 5000, r);
         RANK_CHECK(env, inside == (uint8_t *)ferry_heap_ptr(p.group, block[7], r) + 5000);
     }
     RANK_OK(env, ferry_barrier(p.group, NULL));
     for (int i = 0; i < 8; i += 2) RANK_OK(env, ferry_heap_free(p.group, block[i]));
-    for (int i = 1; i < 8; i += 2) /* the others are as they were */
-        if (!same(env, block[i], (size_t)i * 1000 + 1, env->rank + i, "block kept")) return false;
+    for (int i = 1; i < 8; i += 2) { /* the others are as they were */
+        size_t bytes = (size_t)i * 1000 + 1;
+        if (!see(env, &p, room, block[i], bytes, env->rank + i, "block kept")) return false;
+    }
     for (int round = 0; round < 200; round++) { /* freed room is used again: this would fill the heap three times */
         RANK_OK(env, ferry_heap_alloc(p.group, HEAP / 64, (void **)&block[0]));
         RANK_OK(env, ferry_heap_free(p.group, block[0]));
@@ -124,28 +144,23 @@ static bool none_rank(rank_env *env) {
 static bool put_get_rank(rank_env *env) {
     static const size_t sizes[] = {0, 1, 7, 16, 255, 4096, 100001};
     place p;
-    uint8_t *box, *mine, *back;
+    uint8_t *box, *mine = ranks_new(env, 100100), *back = ranks_new(env, 100100);
     if (!open_place(env, *(bool *)env->arg, &p)) return false;
     int to = (env->rank + 1) % env->ranks, from = (env->rank + env->ranks - 1) % env->ranks;
     RANK_OK(env, ferry_heap_alloc(p.group, 100100, (void **)&box));
-    mine = malloc(100100);
-    back = malloc(100100);
-    RANK_CHECK(env, mine && back);
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         size_t n = sizes[i], at = i % 3; /* also at odd addresses */
         ranks_step(env, "put and get of %zu bytes", n);
         fill(mine, n, env->rank);
         RANK_OK(env, ferry_put(p.group, box + at, mine, n, to, p.stream));
         RANK_OK(env, ferry_barrier(p.group, p.stream));
-        if (!pass(env, &p) || !same(env, box + at, n, from, "what was put")) return false;
+        if (!pass(env, &p) || !see(env, &p, back, box + at, n, from, "what was put")) return false;
         RANK_OK(env, ferry_get(p.group, back, box + at, n, to, p.stream));
         RANK_OK(env, ferry_barrier(p.group, p.stream));
         if (!pass(env, &p) || !same(env, back, n, env->rank, "what was got")) return false;
     }
     RANK_OK(env, ferry_fence(p.group));
     RANK_OK(env, ferry_quiet(p.group));
-    free(mine);
-    free(back);
     return close_place(env, &p);
 }
 
@@ -153,14 +168,14 @@ static bool put_get_rank(rank_env *env) {
 static bool signal_rank(rank_env *env) {
     enum { N = 1000, ROUNDS = 300 };
     place p;
-    uint8_t *box, mine[N];
+    uint8_t *box, *mine = ranks_new(env, N), *room = ranks_new(env, N);
     uint64_t *arrived, *taken;
     if (!open_place(env, *(bool *)env->arg, &p)) return false;
     int to = (env->rank + 1) % env->ranks, from = (env->rank + env->ranks - 1) % env->ranks;
     RANK_OK(env, ferry_heap_alloc(p.group, N, (void **)&box));
     RANK_OK(env, ferry_heap_alloc(p.group, 16, (void **)&arrived));
     taken = arrived + 1;
-    arrived[0] = arrived[1] = 0;
+    RANK_OK(env, fe_memory_write(p.group, arrived, (uint64_t[]){0, 0}, 16));
     RANK_OK(env, ferry_barrier(p.group, NULL));
     for (uint64_t i = 1; i <= ROUNDS; i++) {
         ranks_step(env, "message %d", (int)i);
@@ -168,7 +183,7 @@ static bool signal_rank(rank_env *env) {
         fill(mine, N, env->rank + (int)i);
         RANK_OK(env, ferry_put_signal(p.group, box, mine, N, arrived, i % 2 ? i : 1, op, to, p.stream));
         RANK_OK(env, ferry_wait_until(p.group, arrived, FERRY_GE, i, 0, p.stream));
-        if (!pass(env, &p) || !same(env, box, N, from + (int)i, "message")) return false;
+        if (!pass(env, &p) || !see(env, &p, room, box, N, from + (int)i, "message")) return false;
         RANK_OK(env, ferry_put_signal(p.group, box, mine, 0, taken, i, FERRY_SIGNAL_SET, from, p.stream));
         RANK_OK(env, ferry_wait_until(p.group, taken, FERRY_EQ, i, 0, p.stream));
         if (!pass(env, &p)) return false;
@@ -185,10 +200,10 @@ static bool compare_rank(rank_env *env) {
                    {FERRY_GT, 4, 1}, {FERRY_GT, 5, 0}, {FERRY_GE, 5, 1}, {FERRY_GE, 6, 0},
                    {FERRY_LT, 6, 1}, {FERRY_LT, 5, 0}, {FERRY_LE, 5, 1}, {FERRY_LE, 4, 0}};
     place p;
-    uint64_t *word;
+    uint64_t *word, five = 5;
     if (!open_place(env, false, &p)) return false;
     RANK_OK(env, ferry_heap_alloc(p.group, 8, (void **)&word));
-    *word = 5;
+    RANK_OK(env, fe_memory_write(p.group, word, &five, sizeof five));
     for (size_t i = 0; i < sizeof of_five / sizeof *of_five; i++) {
         int64_t start = ranks_now_ms();
         ferry_status wanted = of_five[i].holds ? FERRY_OK : FERRY_TIMEOUT;
@@ -216,11 +231,12 @@ static void *add_thread(void *argument) {
 /* Two threads of every rank add to one word of rank 0; and ranks elect one winner a round with compare-swap. */
 static bool atomic_rank(rank_env *env) {
     place p;
+    static const uint64_t zeros[32];
     uint64_t *word, old = 0;
     pthread_t thread;
     if (!open_place(env, false, &p)) return false;
     RANK_OK(env, ferry_heap_alloc(p.group, 256, (void **)&word));
-    memset(word, 0, 256);
+    RANK_OK(env, fe_memory_write(p.group, word, zeros, sizeof zeros));
     RANK_OK(env, ferry_barrier(p.group, NULL));
     adder here = {p.group, word, false}, there = {p.group, word, false};
     RANK_CHECK(env, pthread_create(&thread, NULL, add_thread, &there) == 0);
@@ -230,14 +246,14 @@ static bool atomic_rank(rank_env *env) {
     RANK_OK(env, ferry_barrier(p.group, NULL));
     RANK_OK(env, ferry_fetch_add(p.group, word, 0, 0, &old));
     RANK_CHECK(env, old == (uint64_t)env->ranks * 2 * 2000 * 3);
-    int64_t won = 0, all[RANKS];
+    int64_t *won = ranks_new(env, sizeof *won), *all = ranks_new(env, RANKS * sizeof *all);
     for (uint64_t round = 0; round < 200; round++) {
         RANK_OK(env, ferry_compare_swap(p.group, word + 1, round, round + 1, env->ranks - 1, &old));
         RANK_CHECK(env, old == round || old == round + 1);
-        won += old == round;
+        *won += old == round;
         RANK_OK(env, ferry_barrier(p.group, NULL));
     }
-    RANK_OK(env, ferry_allgather(p.group, &won, all, sizeof won, NULL));
+    RANK_OK(env, ferry_allgather(p.group, won, all, sizeof *won, NULL));
     for (int r = 1; r < env->ranks; r++) all[0] += all[r];
     RANK_CHECK(env, all[0] == 200);
     return close_place(env, &p);
@@ -265,8 +281,7 @@ static bool gather_rank(rank_env *env) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         size_t n = sizes[i];
         ranks_step(env, "allgather and broadcast of %zu bytes", n);
-        uint8_t *mine = malloc(n + 1), *all = malloc(n * (size_t)env->ranks + 1);
-        RANK_CHECK(env, mine && all);
+        uint8_t *mine = ranks_new(env, n + 1), *all = ranks_new(env, n * (size_t)env->ranks + 1);
         fill(mine, n, env->rank);
         all[n * (size_t)env->ranks] = 77;
         RANK_OK(env, ferry_allgather(p.group, mine, all, n, p.stream));
@@ -279,8 +294,6 @@ static bool gather_rank(rank_env *env) {
             RANK_OK(env, ferry_broadcast(p.group, mine, n, root, p.stream));
             if (!pass(env, &p) || !same(env, mine, n, root + 9, "broadcast")) return false;
         }
-        free(mine);
-        free(all);
     }
     return close_place(env, &p);
 }

@@ -37,17 +37,32 @@ static const char notes[] =
     "  combine the row kernel's sum over the same rows, two copies of them by turns too. 'of floor' is the floor's "
     "median / the median.\n"
     "\n"
+    "On a GPU (--device cuda)\n"
+    "  Inputs and results lie in GPU memory. A sample is --batch steps queued on a stream, from a host clock before "
+    "the "
+    "first\n"
+    "  to one after the stream is empty, divided by --batch; combine and round return the rows of one buffer in all of "
+    "them.\n"
+    "  The floor: every row of all ranks read once and written once, at the rate at which this GPU copies 1 GiB or "
+    "more "
+    "in its\n"
+    "  own memory, in the same run; it holds where all ranks share one GPU. Ranks that are processes want MPS.\n"
+    "\n"
     "Traces\n"
     "  --routes takes one JSON object a line: {\"type\": \"route\", \"layer\": 0, \"topk_ids\": [..], "
     "\"topk_weights\": [..]};\n"
     "  a line {\"type\": \"meta\", \"num_experts\": N} may give the number of experts. Lines are dealt round robin to "
     "the ranks.\n";
 
-enum { OPTIONS = 24 };
+enum { OPTIONS = 27 };
 
 static void list_options(fe_bench_options *o, fe_option *table) {
     const fe_option all[OPTIONS] = {
         {"ranks", FE_OPTION_INT, &o->ranks, "N", 1, FE_RANKS_MAX, "ranks of the group, all on this machine", NULL},
+        {"device", FE_OPTION_CHOICE, &o->device, "cpu|cuda", 0, 0, "where ranks run", NULL},
+        {"sms", FE_OPTION_INT, &o->sms, "N", 1, 1024, "cuda: SMs that a step of each rank uses",
+         "FERRY_SMS, or the GPU's share of a rank"},
+        {"batch", FE_OPTION_INT, &o->batch, "N", 1, 1000, "cuda: steps in a sample", NULL},
         {"tokens", FE_OPTION_INT, &o->tokens, "N", 1, 1 << 20, "tokens of each rank, or at most this many of a trace",
          "4096; latency: 128; a trace: all"},
         {"hidden", FE_OPTION_INT, &o->hidden, "N", 16, FE_DRAW_ROW_MAX, "channels of a row, a multiple of 16", NULL},
@@ -64,10 +79,11 @@ static void list_options(fe_bench_options *o, fe_option *table) {
          "no: received and returned rows in the caller's memory", NULL},
         {"deliver-topk", FE_OPTION_FLAG, &o->deliver_topk, NULL, 0, 0,
          "measure dispatch with delivery of top-k and sources", NULL},
-        {"ranks-as", FE_OPTION_CHOICE, &o->ranks_as, "threads|processes", 0, 0, "what a rank is", NULL},
+        {"ranks-as", FE_OPTION_CHOICE, &o->ranks_as, "threads|processes", 0, 0, "what a rank is",
+         "processes; cuda: threads"},
         {"threads", FE_OPTION_INT, &o->threads, "N", 1, 1024, "workers of each rank",
          "FERRY_THREADS, or cores / ranks"},
-        {"iters", FE_OPTION_INT, &o->iters, "N", 1, 1000000, "steps that are timed", "30; latency: 500"},
+        {"iters", FE_OPTION_INT, &o->iters, "N", 1, 1000000, "steps that are timed", "30; latency: 500, cuda: 100"},
         {"warmup", FE_OPTION_INT, &o->warmup, "N", 0, 1000000, "steps before them", NULL},
         {"seed", FE_OPTION_INT, &o->seed, "N", 0, 2147483647, "of routing and rows", NULL},
         {"skew", FE_OPTION_REAL, &o->skew, "ZIPF", 0, 10,
@@ -94,6 +110,8 @@ static bool derive(fe_bench *b) {
     fe_bench_options *o = &b->o;
     b->layout = layouts[o->layout];
     b->mode = o->mode ? FERRY_LATENCY : FERRY_THROUGHPUT;
+    b->gpu = o->device == 1;
+    if (o->ranks_as < 0) o->ranks_as = b->gpu ? 0 : 1;
     b->processes = o->ranks_as == 1;
     b->fp8 = o->dtype == 1 || o->cast;
     b->weighted = o->weighted == 1 || (o->weighted == 0 && b->mode == FERRY_LATENCY);
@@ -101,7 +119,8 @@ static bool derive(fe_bench *b) {
     if (o->hidden % 16) return refuse("--hidden must be a multiple of 16");
     if (o->layer >= 0 && !o->routes) return refuse("--layer goes with --routes");
     if (o->routes && o->skew > 0) return refuse("--skew goes with random routing, not with --routes");
-    if (!o->iters) o->iters = b->mode == FERRY_LATENCY ? 500 : 30;
+    if (o->sms && !b->gpu) return refuse("--sms goes with --device cuda");
+    if (!o->iters) o->iters = b->mode == FERRY_LATENCY ? b->gpu ? 100 : 500 : 30;
     return true;
 }
 
@@ -119,8 +138,14 @@ static int finish(const fe_bench *b, int argc, char **argv) {
 
 int ferry_cmd_bench(int argc, char **argv) {
     static fe_bench b;
-    b.o = (fe_bench_options){
-        .ranks = 2, .hidden = 7168, .warmup = 3, .layer = -1, .timeout_s = 30, .deadline_s = 600, .ranks_as = 1};
+    b.o = (fe_bench_options){.ranks = 2,
+                             .hidden = 7168,
+                             .warmup = 3,
+                             .layer = -1,
+                             .timeout_s = 30,
+                             .deadline_s = 600,
+                             .ranks_as = -1,
+                             .batch = 20};
     fe_option table[OPTIONS];
     list_options(&b.o, table);
     const fe_usage usage = {
@@ -130,7 +155,7 @@ int ferry_cmd_bench(int argc, char **argv) {
     if (!derive(&b)) return FE_EXIT_USAGE;
     char why[FE_RANKS_WHY];
     int code = FE_EXIT_FAILED;
-    fe_ranks_config config = {b.o.ranks, b.processes, b.o.deadline_s * 1000, "bench"};
+    fe_ranks_config config = {b.o.ranks, b.processes, b.o.deadline_s * 1000, "bench", b.gpu ? FERRY_CUDA : FERRY_CPU};
     if (fe_bench_plan(&b, why) && fe_ranks_run(&config, fe_bench_lane, &b, why))
         code = finish(&b, argc, argv);
     else

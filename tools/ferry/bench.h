@@ -1,5 +1,6 @@
 /* ferry bench, inside: bench.c reads the options, bench_plan.c makes the inputs, bench_lane.c runs a rank, bench_floor.c the
- * plain copies and sums it is compared with, bench_check.c compares with the oracle, bench_report.c prints. */
+ * plain copies and sums it is compared with, bench_gpu.c has what is different on a GPU, bench_check.c compares with the oracle,
+ * bench_report.c prints. */
 #ifndef FERRY_TOOL_BENCH_H
 #define FERRY_TOOL_BENCH_H
 
@@ -16,7 +17,7 @@ typedef enum fe_measure {
     FE_M_COMBINE,
     FE_M_ROUND,        /* dispatch and combine in one */
     FE_M_BARRIER,      /* a flag from every rank to every rank, and nothing else */
-    FE_M_FLOOR_MEMCPY, /* three ways to copy, the best of which is dispatch's floor */
+    FE_M_FLOOR_MEMCPY, /* three ways to copy, the best of which is dispatch's floor. On a GPU none of the floors is run */
     FE_M_FLOOR_COPY,
     FE_M_FLOOR_STREAM,
     FE_M_FLOOR_SUM,
@@ -27,7 +28,8 @@ enum { FE_BENCH_BLOCKS = 5, FE_BENCH_SAY = 256 };
 
 typedef struct fe_bench_options {
     int ranks, tokens, hidden, topk, experts, threads, iters, warmup, seed, layer, timeout_s, deadline_s;
-    int layout, mode, dtype, ranks_as, weighted, zero_copy; /* places in the words of the option table */
+    int layout, mode, dtype, ranks_as, weighted, zero_copy, device; /* places in the words of the option table */
+    int sms, batch;
     double skew;
     bool cast, check, deliver_topk;
     const char *routes, *json;
@@ -35,6 +37,7 @@ typedef struct fe_bench_options {
 
 typedef struct fe_bench_shared { /* what ranks tell the parent */
     double flag_rtt_us;
+    double copy_rate; /* GPU: bytes read and written a second by a copy inside its memory; 0: not known */
     _Alignas(64) _Atomic uint32_t ping;
     _Alignas(64) _Atomic uint32_t pong;
     char check[FE_RANKS_MAX][FE_BENCH_SAY]; /* "" : equal to the oracle */
@@ -45,7 +48,7 @@ typedef struct fe_bench {
     fe_bench_options o;
     ferry_layout layout;
     ferry_mode mode;
-    bool processes, fp8, weighted, zero_copy;
+    bool processes, fp8, weighted, zero_copy, gpu;
     int max_tokens, threads;
     size_t in_bytes, row_bytes, scale_bytes,
         back_bytes;        /* of a row as given, as it travels, its scales, as it comes back */
@@ -74,14 +77,20 @@ typedef struct fe_lane { /* one rank's things */
     fe_rank *self;
     ferry_group *group;
     ferry_route *route;
+    ferry_stream *stream;    /* GPU: of what is timed; else NULL */
+    const int64_t *topk_idx; /* this rank's inputs, as the device reads them */
+    const float *topk_weights;
     ferry_dispatch_in in;
     ferry_dispatch_out out; /* as it is to be given; every call gets a copy */
     ferry_combine_out result;
-    uint8_t *result_rows;
+    uint8_t *result_rows;      /* host memory; on a GPU a copy of it */
     void *own_rows, *own_back; /* without --zero-copy: the caller's tensors */
     size_t own_rows_bytes, own_back_bytes;
     const void *filled[4]; /* combine buffers that hold the rows to be returned */
     fe_floor *floor;
+    void *gpu[16]; /* memory of the GPU's, and how much of it */
+    int gpu_count;
+    ferry_route **made; /* GPU: [batch] */
 } fe_lane;
 
 /* bench_lane.c: what a rank does, from the group's making to its end. */
@@ -91,6 +100,27 @@ bool fe_lane_dispatch(fe_lane *lane, ferry_dispatch_out *out, bool topk);
 bool fe_lane_back(fe_lane *lane, ferry_combine_in *in);
 bool fe_lane_combine(fe_lane *lane, const ferry_combine_in *in);
 bool fe_lane_new_route(fe_lane *lane, ferry_route **route);
+/* What of a step is timed. */
+bool fe_lane_step(fe_lane *lane, fe_measure m, ferry_combine_in *in, ferry_route **made);
+/* All that was queued is done. */
+bool fe_lane_sync(fe_lane *lane);
+void fe_lane_draw_back(const fe_lane *lane, int64_t slot, void *row);
+
+/* bench_gpu.c */
+/* This rank's inputs and its result in the GPU's memory, and the stream. */
+bool fe_gpu_open(fe_lane *lane);
+void fe_gpu_close(fe_lane *lane);
+void *fe_gpu_new(fe_lane *lane, size_t bytes);
+/* The rows that this rank's experts return, to where combine takes them from. */
+bool fe_gpu_fill_back(fe_lane *lane, const ferry_tensor *rows);
+/* What was dispatched, in host memory: replaces the tensors' data by copies, which fe_gpu_forget frees. */
+bool fe_gpu_see(fe_lane *lane, ferry_dispatch_out *out);
+void fe_gpu_forget(ferry_dispatch_out *out);
+/* Tables that host code can look at, instead of views. */
+bool fe_gpu_give_tables(fe_lane *lane, ferry_dispatch_out *out);
+bool fe_gpu_measure_copy(fe_lane *lane);
+/* A batch of steps queued on the stream, between two looks at the clock; what one of them took goes to *us. */
+bool fe_gpu_timed(fe_lane *lane, fe_measure m, double *us);
 
 /* bench_check.c: a dispatch and a combine, compared with the oracle. What differs goes to shared->check. false: a call failed. */
 bool fe_bench_check(fe_lane *lane);

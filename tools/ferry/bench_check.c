@@ -99,17 +99,42 @@ static bool check_sums(const fe_lane *lane, uint8_t *row, uint8_t *scratch) {
     return true;
 }
 
+/* A dispatch with everything delivered. false: a call failed; a difference goes elsewhere. */
+static bool check_dispatch(fe_lane *lane, uint8_t *row, uint8_t *scales) {
+    ferry_dispatch_out views = lane->out, out;
+    bool good = !lane->bench->gpu || fe_gpu_give_tables(lane, &lane->out);
+    good = good && fe_lane_dispatch(lane, &out, true) && fe_lane_sync(lane);
+    lane->out = views;
+    if (!good) return false;
+    if (!lane->bench->gpu) {
+        check_rows(lane, &out, row, scales);
+        return true;
+    }
+    good = fe_gpu_see(lane, &out);
+    if (good) check_rows(lane, &out, row, scales);
+    fe_gpu_forget(&out);
+    return good;
+}
+
+/* On a GPU: the result to the host, or (back) from it. */
+static bool take_result(fe_lane *lane, bool back, size_t bytes) {
+    void *there = lane->result.rows.data;
+    if (!lane->bench->gpu) return true;
+    return fe_memory_copy(back ? there : lane->result_rows, back ? lane->result_rows : there, bytes) ||
+           fe_rank_fail(lane->self, "the result could not be copied from the GPU");
+}
+
 bool fe_bench_check(fe_lane *lane) {
     size_t hidden = (size_t)lane->bench->o.hidden;
-    ferry_dispatch_out out = FERRY_DISPATCH_OUT_INIT;
+    size_t bytes = (size_t)lane->bench->tokens[lane->self->rank].tokens * lane->bench->back_bytes;
     ferry_combine_in in;
     uint8_t *row = malloc(2 * hidden), *scratch = malloc(8 * hidden);
     bool good = row && scratch;
     if (!good) fe_rank_fail(lane->self, "no memory for the check");
-    good = good && fe_lane_dispatch(lane, &out, true);
-    if (good) check_rows(lane, &out, row, scratch);
-    memset(lane->result_rows, 0xff, (size_t)lane->bench->tokens[lane->self->rank].tokens * lane->bench->back_bytes);
-    good = good && fe_lane_back(lane, &in) && fe_lane_combine(lane, &in);
+    good = good && check_dispatch(lane, row, scratch);
+    memset(lane->result_rows, 0xff, bytes);
+    good = good && take_result(lane, true, bytes) && fe_lane_back(lane, &in) && fe_lane_combine(lane, &in);
+    good = good && fe_lane_sync(lane) && take_result(lane, false, bytes);
     if (good) check_sums(lane, row, scratch);
     free(row);
     free(scratch);

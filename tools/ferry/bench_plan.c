@@ -128,13 +128,13 @@ static bool make_landings(fe_bench *b, char *why) {
     size_t slots = (size_t)(b->slots * b->o.ranks);
     b->landing_bytes = slots * (b->row_bytes + b->scale_bytes) + 1;
     b->returning_bytes = slots * b->back_bytes + 1;
-    for (int half = 0; half < 2; half++) b->landing[half] = fe_shared_new(b->landing_bytes);
-    for (int half = 0; half < 2; half++)
+    for (int half = 0; half < 2 && !b->gpu; half++) b->landing[half] = fe_shared_new(b->landing_bytes);
+    for (int half = 0; half < 2 && !b->gpu; half++)
         b->returning[half] = b->fp8 ? fe_shared_new(b->returning_bytes) : b->landing[half];
     b->shared_bytes = sizeof *b->shared + sizeof(double) * FE_M_COUNT * (size_t)b->o.ranks * (size_t)b->o.iters;
     b->shared = fe_shared_new(b->shared_bytes);
-    if (!b->landing[0] || !b->landing[1] || !b->returning[0] || !b->returning[1] || !b->shared)
-        return say(why, "the system has no room to map the floors' buffers");
+    bool landings = b->landing[0] && b->landing[1] && b->returning[0] && b->returning[1];
+    if (!b->shared || !(b->gpu || landings)) return say(why, "the system has no room to map the floors' buffers");
     return true;
 }
 

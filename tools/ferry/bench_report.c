@@ -41,12 +41,24 @@ static stats collect(const fe_bench *b, fe_measure m) {
     return s;
 }
 
+/* Each row read once and written once, at the rate of a plain copy. */
+static floor_of gpu_floor(const fe_bench *b, fe_measure m) {
+    double tokens = 0, copies = (double)b->copies, bytes = 0;
+    for (int r = 0; r < b->o.ranks; r++) tokens += b->tokens[r].tokens;
+    if (m == FE_M_DISPATCH || m == FE_M_ROUND)
+        bytes += tokens * (double)(b->in_bytes + b->in_scale_bytes) + copies * (double)(b->row_bytes + b->scale_bytes);
+    if (m == FE_M_COMBINE || m == FE_M_ROUND) bytes += (copies + tokens) * (double)b->back_bytes;
+    if (bytes == 0 || b->shared->copy_rate <= 0) return (floor_of){0, NULL};
+    return (floor_of){bytes / b->shared->copy_rate * 1e6, "device copy"};
+}
+
 static floor_of find_floor(const fe_bench *b, fe_measure m) {
     static const struct {
         fe_measure measure;
         const char *name;
     } copies[] = {{FE_M_FLOOR_MEMCPY, "memcpy"}, {FE_M_FLOOR_COPY, "copy"}, {FE_M_FLOOR_STREAM, "stream"}};
     floor_of best = {0, NULL};
+    if (b->gpu) return gpu_floor(b, m);
     if (m == FE_M_COMBINE) return (floor_of){collect(b, FE_M_FLOOR_SUM).median, b->weighted ? "weighted sum" : "sum"};
     if (m != FE_M_DISPATCH) return best;
     for (size_t i = 0; i < sizeof copies / sizeof *copies; i++) {
@@ -86,10 +98,23 @@ static const char *check_text(const fe_bench *b) {
     return "ok";
 }
 
+/* What a rank works with. */
+static const char *power_text(const fe_bench *b, char *text, size_t size) {
+    if (!b->gpu)
+        snprintf(text, size, "%d thread%s each, %s row kernels", b->threads, b->threads == 1 ? "" : "s",
+                 b->kernels->name);
+    else if (b->o.sms)
+        snprintf(text, size, "%d SMs each on CUDA, %d steps a sample", b->o.sms, b->o.batch);
+    else
+        snprintf(text, size, "a GPU's share of SMs each on CUDA, %d steps a sample", b->o.batch);
+    return text;
+}
+
 void fe_bench_print(const fe_bench *b) {
-    printf("%d ranks as %s, %d thread%s each, %s row kernels, %s, %s; %d tokens a rank, hidden %d, top-%d of %d "
+    char power[80];
+    printf("%d ranks as %s, %s, %s, %s; %d tokens a rank, hidden %d, top-%d of %d "
            "experts, %s%s\n\n",
-           b->o.ranks, b->processes ? "processes" : "threads", b->threads, b->threads == 1 ? "" : "s", b->kernels->name,
+           b->o.ranks, b->processes ? "processes" : "threads", power_text(b, power, sizeof power),
            b->mode == FERRY_LATENCY ? "LATENCY" : "THROUGHPUT", layout_name(b), b->max_tokens, b->o.hidden, b->o.topk,
            b->o.experts, b->fp8 ? "fp8" : "bf16", b->o.cast ? " cast on the way" : "");
     printf("%-10s %11s %11s %11s %10s %10s %11s %9s\n", "", "median us", "min us", "p99 us", "MB/rank", "GB/s/rank",
@@ -103,6 +128,7 @@ void fe_bench_print(const fe_bench *b) {
         if (floor.us > 0) printf(" %11.1f %8.0f%%  (%s)", floor.us, 100 * floor.us / s.median, floor.kernel);
         putchar('\n');
     }
+    if (b->shared->copy_rate > 0) printf("\ndevice copy %.0f GB/s read and written", b->shared->copy_rate / 1e9);
     if (b->shared->flag_rtt_us > 0) printf("\nflag round trip %.2f us", b->shared->flag_rtt_us);
     printf("\ncheck: %s\n", check_text(b));
 }
@@ -110,6 +136,9 @@ void fe_bench_print(const fe_bench *b) {
 static void add_config(cJSON *config, const fe_bench *b) {
     cJSON_AddNumberToObject(config, "ranks", b->o.ranks);
     cJSON_AddStringToObject(config, "ranks_as", b->processes ? "processes" : "threads");
+    cJSON_AddStringToObject(config, "device", b->gpu ? "cuda" : "cpu");
+    if (b->gpu) cJSON_AddNumberToObject(config, "sms", b->o.sms);
+    if (b->gpu) cJSON_AddNumberToObject(config, "batch", b->o.batch);
     cJSON_AddNumberToObject(config, "threads", b->threads);
     cJSON_AddNumberToObject(config, "tokens", b->max_tokens);
     cJSON_AddNumberToObject(config, "hidden", b->o.hidden);
@@ -174,6 +203,7 @@ cJSON *fe_bench_json(const fe_bench *b, int argc, char **argv) {
     add_origin(config, argc, argv);
     cJSON_AddStringToObject(object, "check", check_text(b));
     for (int i = 0; i < LINES; i++) add_line(cJSON_AddObjectToObject(object, lines[i].name), b, i);
+    if (b->shared->copy_rate > 0) add_number(object, "copy_gbps", b->shared->copy_rate / 1e9);
     if (b->shared->flag_rtt_us > 0) add_number(object, "flag_rtt_us", b->shared->flag_rtt_us);
     return object;
 }

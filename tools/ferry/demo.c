@@ -28,12 +28,17 @@ static const char notes[] =
     "  - Random numbers depend on seed, step, shard and token; in the sample on seed, sequence and position.\n"
     "  Compared are the loss of each step, the held-out loss, all weights (by hashes), and the sampled bytes.\n";
 
-enum { OPTIONS = 14 };
+enum { OPTIONS = 16 };
 
 static void list_options(fe_demo *d, fe_option *table) {
     const fe_option all[OPTIONS] = {
         {"ranks", FE_OPTION_INT, &d->ranks, "N", 1, FE_DEMO_SHARDS, "ranks, all on this machine: 1, 2, 4 or 8", NULL},
-        {"ranks-as", FE_OPTION_CHOICE, &d->ranks_as, "processes|threads", 0, 0, "what a rank is", NULL},
+        {"ranks-as", FE_OPTION_CHOICE, &d->ranks_as, "processes|threads", 0, 0, "what a rank is",
+         "processes; cuda: threads"},
+        {"device", FE_OPTION_CHOICE, &d->device, "cpu|cuda", 0, 0,
+         "what carries the rows; experts are computed on the CPU", NULL},
+        {"sms", FE_OPTION_INT, &d->sms, "N", 1, 1024, "cuda: SMs that a step of each rank uses",
+         "FERRY_SMS, or the GPU's share of a rank"},
         {"text", FE_OPTION_TEXT, &d->text_path, "FILE", 0, 0, "text to learn, or a folder of texts; 64 MiB at most",
          "/usr/share/common-licenses, or Ferry's documentation"},
         {"steps", FE_OPTION_INT, &d->steps, "N", 1, 100000, "training steps", "1500; short: 150"},
@@ -62,6 +67,7 @@ static bool refuse(const char *what, int value) {
 static bool derive(fe_demo *d) {
     if (FE_DEMO_SHARDS % d->ranks) return refuse("--ranks must be 1, 2, 4 or 8", d->ranks);
     if (d->batch % FE_DEMO_SHARDS) return refuse("--batch must be a multiple of 8", d->batch);
+    if (d->ranks_as < 0) d->ranks_as = d->device == 1;
     if (!d->steps) d->steps = d->brief ? 150 : 1500;
     if (!d->sample) d->sample = d->brief ? 80 : 300;
     if (strcmp(d->svg, "none") == 0) d->svg = NULL;
@@ -91,8 +97,8 @@ static bool prepare(fe_demo *d, char *why) {
 
 static bool run(const fe_demo *d, int ranks, fe_demo_result *result, bool lines, char *why) {
     fe_demo_job job = {d, result, lines && !d->quiet};
-    fe_ranks_config config = {ranks, d->ranks_as == 0, d->deadline_s * 1000,
-                              lines ? "training" : "once more on 1 rank"};
+    fe_ranks_config config = {ranks, d->ranks_as == 0, d->deadline_s * 1000, lines ? "training" : "once more on 1 rank",
+                              d->device ? FERRY_CUDA : FERRY_CPU};
     return fe_ranks_run(&config, fe_demo_rank, &job, why);
 }
 
@@ -133,6 +139,7 @@ int ferry_cmd_demo(int argc, char **argv) {
                   .temperature = 0.6,
                   .seed = 1,
                   .deadline_s = 600,
+                  .ranks_as = -1,
                   .svg = "ferry-demo.svg"};
     fe_option table[OPTIONS];
     list_options(&d, table);

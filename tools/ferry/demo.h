@@ -55,8 +55,8 @@ typedef struct fe_demo_result {                                         /* of on
 } fe_demo_result;
 
 typedef struct fe_demo {
-    int ranks, steps, batch, sample, seed, deadline_s,
-        ranks_as; /* ranks_as: a place in the words of the option table */
+    int ranks, steps, batch, sample, seed, deadline_s, ranks_as, device,
+        sms; /* ranks_as, device: places in the words of the option table */
     double rate, temperature;
     bool brief, quiet; /* quiet: nothing but JSON goes to standard output */
     const char *text_path, *prompt, *svg, *json;

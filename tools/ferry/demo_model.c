@@ -1,6 +1,6 @@
 #include "demo_model.h"
 #include "draw.h"
-#include <stdbool.h>
+#include "memory.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,6 +17,7 @@ enum {
 
 ferry_group_config fe_demo_group_config(int local_shards, int shard_tokens) {
     ferry_group_config c = FERRY_GROUP_CONFIG_INIT;
+    c.device = fe_memory_device();
     c.experts = E;
     c.hidden = H;
     c.dtype = FERRY_FP32;
@@ -27,10 +28,11 @@ ferry_group_config fe_demo_group_config(int local_shards, int shard_tokens) {
     return c;
 }
 
-/* Zeroed, or NULL; freed with the model. */
+/* Zeroed, or NULL; freed with the model. Ferry's calls may read and write it, whatever the device. */
 static void *own(fe_demo_model *m, size_t bytes) {
     void **p = &m->owned[m->owned_count];
-    *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    bool cpu = fe_memory_device() == FERRY_CPU;
+    *p = cpu ? aligned_alloc(64, (bytes + 63) / 64 * 64) : fe_memory_new(bytes);
     if (!*p) return NULL;
     memset(*p, 0, bytes);
     m->owned_count++;
@@ -57,6 +59,11 @@ static bool own_all(fe_demo_model *m) {
     int64_t rows = (int64_t)m->shards * m->shard_tokens * K; /* when all tokens choose this rank's experts */
     for (int i = 0; i < FE_DEMO_LAYERS; i++)
         if (!own_layer(m, &m->layer[i], tokens, rows)) return false;
+    size_t blocks = sizeof(int32_t) * (size_t)(m->local_experts * m->ranks);
+    if (!(m->counts = own(m, blocks)) || !(m->starts = own(m, blocks))) return false;
+    if (fe_memory_device() != FERRY_CPU &&
+        !((m->arrived = own_floats(m, rows, H)) && (m->answered = own_floats(m, rows, H))))
+        return false;
     return (m->window = own(m, (size_t)tokens * W)) && (m->target = own(m, (size_t)tokens)) &&
            (m->context = own_floats(m, tokens, C)) && (m->x = own_floats(m, tokens, H)) &&
            (m->scale = own_floats(m, tokens, 1)) && (m->h = own_floats(m, tokens, H)) &&
@@ -123,7 +130,7 @@ fe_demo_model *fe_demo_model_new(ferry_group *group, int shards, int shard_token
 void fe_demo_model_free(fe_demo_model *m) {
     if (!m) return;
     for (int i = 0; i < FE_DEMO_LAYERS; i++) ferry_route_destroy(m->layer[i].route);
-    for (int i = 0; i < m->owned_count; i++) free(m->owned[i]);
+    for (int i = 0; i < m->owned_count; i++) fe_memory_free(m->owned[i]);
     free(m);
 }
 

@@ -77,6 +77,8 @@ typedef struct fe_demo_model {
     fe_demo_dense *dense, *mean, *square, *gradient, *gathered; /* gradient: [local shards]; gathered: [shards] */
     float *dx, *dh, *dweight, *dcontext, *dlogits;              /* scratch of the backward pass */
     float *drow, *dinner, *drow_weight, *transposed;
+    int32_t *counts, *starts;  /* of a decode step, [local experts, ranks] */
+    float *arrived, *answered; /* rows of views that this code cannot touch: a GPU's; on the CPU NULL */
 
     void *owned[64];
     int owned_count;

@@ -141,6 +141,7 @@ static void take_hashes(lane *l) {
 static bool run(lane *l) {
     int shard_tokens = l->demo->batch / FE_DEMO_SHARDS;
     ferry_group_config config = fe_demo_group_config(FE_DEMO_SHARDS / l->self->ranks, shard_tokens);
+    config.sms = l->demo->sms;
     if (!fe_rank_group(l->self, &config, &l->group)) return false;
     l->model = fe_demo_model_new(l->group, FE_DEMO_SHARDS, shard_tokens, (uint64_t)l->demo->seed);
     if (!l->model) return fe_rank_fail(l->self, "no memory for the model");

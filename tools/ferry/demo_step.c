@@ -1,5 +1,6 @@
 /* The demo's steps through Ferry: what the ranks do together. */
 #include "demo_model.h"
+#include "memory.h"
 #include <math.h>
 #include <string.h>
 
@@ -44,18 +45,40 @@ static ferry_status run_packed(fe_demo_model *m, fe_demo_layer *l, const ferry_d
     return FERRY_OK;
 }
 
+/* Rows of a view, to read: where they are, or a copy. */
+static ferry_status view_rows(fe_demo_model *m, const ferry_tensor *view, int64_t first, int64_t rows,
+                              const float **at) {
+    const float *there = (const float *)view->data + first * H;
+    *at = m->arrived ? m->arrived : there;
+    return m->arrived ? fe_memory_read(m->group, m->arrived, there, (size_t)rows * H * sizeof(float)) : FERRY_OK;
+}
+
+/* And to write: where they belong, or where answer_rows takes them from. */
+static float *room_for(fe_demo_model *m, const ferry_tensor *view, int64_t first) {
+    return m->answered ? m->answered : (float *)view->data + first * H;
+}
+
+static ferry_status answer_rows(fe_demo_model *m, const ferry_tensor *view, int64_t first, int64_t rows) {
+    float *there = (float *)view->data + first * H;
+    return m->answered ? fe_memory_write(m->group, there, m->answered, (size_t)rows * H * sizeof(float)) : FERRY_OK;
+}
+
 /* Rows in static slots, read where Ferry put them and written where the combine takes them from. */
 static ferry_status run_slots(fe_demo_model *m, fe_demo_layer *l, const ferry_dispatch_in *in, ferry_tensor *back) {
     ferry_dispatch_out out = FERRY_DISPATCH_OUT_INIT;
+    out.counts = ferry_tensor_2d(m->counts, FERRY_INT32, m->local_experts, m->ranks);
+    out.starts = ferry_tensor_2d(m->starts, FERRY_INT32, m->local_experts, m->ranks);
     TRY(ferry_dispatch(l->route, in, &out, NULL, NULL));
     TRY(ferry_combine_buffer(l->route, FERRY_FP32, H, back));
-    const int32_t *counts = out.counts.data, *starts = out.starts.data;
     int64_t slots = out.rows.shape[1];
     for (int e = 0; e < m->local_experts; e++) {
         for (int r = 0; r < m->ranks; r++) {
-            int64_t at = (e * slots + starts[e * m->ranks + r]) * H;
-            fe_demo_expert_rows(&l->expert[e], counts[e * m->ranks + r], (const float *)out.rows.data + at, l->inner,
-                                l->active, (float *)back->data + at);
+            int64_t first = e * slots + m->starts[e * m->ranks + r];
+            int rows = m->counts[e * m->ranks + r];
+            const float *x;
+            TRY(view_rows(m, &out.rows, first, rows, &x));
+            fe_demo_expert_rows(&l->expert[e], rows, x, l->inner, l->active, room_for(m, back, first));
+            TRY(answer_rows(m, back, first, rows));
         }
     }
     return FERRY_OK;
@@ -87,7 +110,7 @@ ferry_status fe_demo_forward(fe_demo_model *m, fe_demo_path path) {
     return FERRY_OK;
 }
 
-/* Every shard's values, in the order of the shards, on every rank. `all` and `mine` may overlap only if they are equal. */
+/* Every shard's values, in the order of the shards, on every rank. `mine` may be in its place in `all`. */
 static ferry_status gather(fe_demo_model *m, const void *mine, void *all, size_t bytes_per_shard) {
     size_t bytes = bytes_per_shard * (size_t)m->local_shards;
     m->bytes += bytes * (size_t)m->ranks;
@@ -95,12 +118,10 @@ static ferry_status gather(fe_demo_model *m, const void *mine, void *all, size_t
 }
 
 ferry_status fe_demo_loss(fe_demo_model *m, double *bits) {
-    fe_demo_tally mine[m->local_shards];
     double nats = 0;
     int64_t tokens = 0;
     for (int s = 0; s < m->local_shards; s++) fe_demo_tally_shard(m, s);
-    memcpy(mine, m->tally + m->rank * m->local_shards, sizeof mine);
-    TRY(gather(m, mine, m->tally, sizeof *mine));
+    TRY(gather(m, m->tally + m->rank * m->local_shards, m->tally, sizeof *m->tally));
     for (int s = 0; s < m->shards; s++) {
         nats += m->tally[s].nats;
         for (int e = 0; e < E; e++) tokens += m->tally[s].chosen[0][e];
@@ -121,9 +142,12 @@ static ferry_status layer_backward(fe_demo_model *m, int layer) {
     ferry_combine_in back = FERRY_COMBINE_IN_INIT;
     TRY(ferry_combine_buffer(l->route, FERRY_FP32, H, &back.rows));
     for (int e = 0; e < m->local_experts; e++) {
-        int64_t at = l->info.expert_start[e];
-        fe_demo_expert_back(m, l, e, (int)at, l->info.expert_rows[e], (const float *)arrived.rows.data + at * H,
-                            (float *)back.rows.data + at * H);
+        int64_t first = l->info.expert_start[e];
+        int rows = l->info.expert_rows[e];
+        const float *dy;
+        TRY(view_rows(m, &arrived.rows, first, rows, &dy));
+        fe_demo_expert_back(m, l, e, (int)first, rows, dy, room_for(m, &back.rows, first));
+        TRY(answer_rows(m, &back.rows, first, rows));
     }
     back.weights = ferry_tensor_1d(m->drow_weight, FERRY_FP32, l->info.rows);
     ferry_combine_out out = FERRY_COMBINE_OUT_INIT;

@@ -1,4 +1,5 @@
 /* ferry info: what this library is, what it finds here, and what can be set. */
+#include "device/core.h"
 #include "ferry/ferry.h"
 #include "hardware.h"
 #include "options.h"
@@ -40,7 +41,8 @@ static cJSON *info_json(void) {
     cJSON_AddStringToObject(object, "build_flags", FERRY_BUILD_FLAGS);
     cJSON *devices = cJSON_AddObjectToObject(object, "devices");
     cJSON_AddStringToObject(devices, "cpu", "available");
-    cJSON_AddStringToObject(devices, "cuda", "not in this build");
+    const fe_device *cuda;
+    cJSON_AddStringToObject(devices, "cuda", fe_device_load_cuda(&cuda) == FERRY_OK ? "available" : ferry_last_error());
     cJSON_AddItemToObject(object, "hardware", fe_hardware_json());
     cJSON_AddItemToObject(object, "environment", env_json());
     return object;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { LEAST = 9, CLASSES = 48, SLAB = 1 << 22, GUARD = 0xc5 };
+enum { LEAST = 9, CLASSES = 48, SLAB = 1 << 22, PART = (1 << 22) - 4096, GUARD = 0xc5 };
 
 static ferry_device chosen = FERRY_CPU;
 static pthread_once_t opened = PTHREAD_ONCE_INIT;
@@ -170,30 +170,37 @@ static ferry_status no_memory(void) {
     return FERRY_NOMEM;
 }
 
+/* By way of pinned memory, at most PART bytes at a time. */
 ferry_status fe_memory_read(ferry_group *group, void *host, const void *from, size_t bytes) {
-    if (bytes == 0) return FERRY_OK;
     if (chosen != FERRY_CUDA) {
-        memcpy(host, from, bytes);
+        if (bytes) memcpy(host, from, bytes);
         return FERRY_OK;
     }
-    void *pinned = fe_memory_new(bytes);
+    void *pinned = fe_memory_new(bytes < PART ? bytes : PART);
     if (!pinned) return no_memory();
-    ferry_status status = ferry_get(group, pinned, from, bytes, ferry_group_rank(group), NULL);
-    if (status == FERRY_OK) memcpy(host, pinned, bytes);
+    ferry_status status = FERRY_OK;
+    for (size_t at = 0; at < bytes && status == FERRY_OK; at += PART) {
+        size_t n = bytes - at < PART ? bytes - at : PART;
+        status = ferry_get(group, pinned, (const char *)from + at, n, ferry_group_rank(group), NULL);
+        if (status == FERRY_OK) memcpy((char *)host + at, pinned, n);
+    }
     fe_memory_free(pinned);
     return status;
 }
 
 ferry_status fe_memory_write(ferry_group *group, void *to, const void *host, size_t bytes) {
-    if (bytes == 0) return FERRY_OK;
     if (chosen != FERRY_CUDA) {
-        memcpy(to, host, bytes);
+        if (bytes) memcpy(to, host, bytes);
         return FERRY_OK;
     }
-    void *pinned = fe_memory_new(bytes);
+    void *pinned = fe_memory_new(bytes < PART ? bytes : PART);
     if (!pinned) return no_memory();
-    memcpy(pinned, host, bytes);
-    ferry_status status = ferry_put(group, to, pinned, bytes, ferry_group_rank(group), NULL);
+    ferry_status status = FERRY_OK;
+    for (size_t at = 0; at < bytes && status == FERRY_OK; at += PART) {
+        size_t n = bytes - at < PART ? bytes - at : PART;
+        memcpy(pinned, (const char *)host + at, n);
+        status = ferry_put(group, (char *)to + at, pinned, n, ferry_group_rank(group), NULL);
+    }
     fe_memory_free(pinned);
     return status;
 }
@@ -203,7 +210,7 @@ ferry_status fe_memory_write(ferry_group *group, void *to, const void *host, siz
 void *fe_memory_device_new(size_t bytes) {
     if (chosen != FERRY_CUDA) return malloc(bytes ? bytes : 1);
     void *memory = get_cuda()->device_alloc ? cuda.device_alloc(bytes ? bytes : 1) : NULL;
-    if (!memory && !*trouble) snprintf(trouble, sizeof trouble, "the GPU has no room for %zu bytes", bytes);
+    if (!memory && !*trouble) snprintf(trouble, sizeof trouble, "%zu bytes of GPU memory could not be had", bytes);
     return memory;
 }
 

@@ -145,6 +145,7 @@ static _Noreturn void child(const job *j, int rank) {
     pthread_t thread[FE_RANKS_MAX];
     int ranks = j->config->ranks;
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* no rank outlives the command */
+    fe_memory_choose(j->config->device, j->config->processes ? 1 : ranks);
     if (j->config->processes) {
         starts[0] = (start){j, rank};
         rank_main(&starts[0]);

@@ -3,8 +3,7 @@
 #ifndef FERRY_TOOL_RANKS_H
 #define FERRY_TOOL_RANKS_H
 
-#include "ferry/ferry.h"
-#include <stdbool.h>
+#include "memory.h"
 
 enum { FE_RANKS_MAX = 64, FE_RANKS_WHY = 768 };
 
@@ -26,6 +25,7 @@ typedef struct fe_ranks_config {
     bool processes;     /* else threads */
     int deadline_ms;    /* for everything */
     const char *action; /* what the progress bar says; NULL: no bar */
+    ferry_device device;
 } fe_ranks_config;
 
 /* Runs fn on every rank. false: why[FE_RANKS_WHY] has the first failure in a sentence. */
