@@ -51,6 +51,7 @@ static ferry_status run(const fe_crew *crew, const fe_pass *pass) {
     if (moved != FERRY_OK && moved != FERRY_OVERFLOW) return moved;
     tell_all(heap, &pass->signal);
     FE_TRY(hear_all(crew, pass, &pass->settle));
+    if (pass->counts_last) fe_cpu_deliver(crew, pass);
     return moved;
 }
 

@@ -66,6 +66,7 @@ typedef struct fe_cuda_args {
     fe_cuda_extra extra;
     fe_cuda_world world;
     int blocks, ticket;
+    int early;       /* kernels are of code that has fe_after_stream: they may be set up ahead */
     int route_warps; /* of a block of count and place, and its shared memory */
     size_t route_shared;
     char *const *spaces; /* world.space, in host memory */
@@ -90,7 +91,7 @@ cudaError_t fe_cuda_launch_until(fe_cuda_args *args, cudaStream_t stream);
 cudaError_t fe_cuda_launch_atomic(fe_cuda_args *args, cudaStream_t stream);
 /* Loads the kernels, and allows them the shared memory that they take: a kernel that is loaded at its first launch may have to wait for one
  * that waits for it. */
-cudaError_t fe_cuda_prepare_space(void);
+cudaError_t fe_cuda_prepare_space(int *early);
 cudaError_t fe_cuda_prepare_route(size_t shared);
 cudaError_t fe_cuda_prepare_deliver(void);
 cudaError_t fe_cuda_prepare_scatter(void);

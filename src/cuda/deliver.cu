@@ -1,5 +1,6 @@
 /* What arrived, to where it is wanted: counts and starts, padding, copies out of the space where the caller's tensors lie elsewhere; and,
  * the other way, the combine's rows into it. A warp takes a row. */
+#include "cuda/launch.cuh"
 #include "cuda/note.cuh"
 #include "route/lay.h"
 
@@ -15,17 +16,13 @@ FE_DEVICE void copy_row(char *to, const char *from, size_t bytes) {
         for (size_t i = lane; i < bytes; i += FE_WARP) to[i] = from[i];
 }
 
-FE_DEVICE int local_units(const fe_cuda_args &a) {
-    return a.route.shape.layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(&a.world.map, a.route.shape.rank);
-}
-
 /* Calls each(slot) for every real row, a row to a warp of the grid. */
 template <class Each> FE_DEVICE void walk_rows(const fe_cuda_args &a, Each each) {
     const fe_shape &s = a.route.shape;
     int64_t per_unit = s.layout == FERRY_LAYOUT_SLOTS ? (int64_t)s.ranks * s.max_tokens : 0;
     int64_t warp = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / FE_WARP;
     int64_t warps = (int64_t)gridDim.x * blockDim.x / FE_WARP, before = 0;
-    int blocks = local_units(a) * s.ranks;
+    int blocks = fe_units_here(a) * s.ranks;
     for (int b = 0; b < blocks; b++) {
         int64_t count = a.route.blocks.counts[b], start = b / s.ranks * per_unit + a.route.blocks.starts[b];
         /* The rows of all blocks are dealt to the warps in turn: short blocks keep all warps busy too. */
@@ -36,18 +33,6 @@ template <class Each> FE_DEVICE void walk_rows(const fe_cuda_args &a, Each each)
 }
 
 /* ---- dispatch ---- */
-
-/* Fixed slots: the counts came with the rows. The same at every dispatch of the route. */
-FE_DEVICE void read_tails(const fe_cuda_args &a) {
-    const fe_shape &s = a.route.shape;
-    const int32_t *tails = (const int32_t *)(a.world.space[s.rank] + a.pass.deliver.tails_at);
-    int width = a.world.map.most_local, blocks = local_units(a) * s.ranks;
-    for (int i = (int)threadIdx.x; i < blocks; i += (int)blockDim.x) {
-        int unit = i / s.ranks, source = i % s.ranks;
-        a.route.blocks.counts[i] = tails[((size_t)a.pass.half * s.ranks + source) * width + unit];
-        a.route.blocks.starts[i] = source * s.max_tokens;
-    }
-}
 
 FE_DEVICE void deliver_row(const fe_cuda_args &a, int64_t slot) {
     const fe_deliver &d = a.pass.deliver;
@@ -90,7 +75,7 @@ FE_DEVICE void pad(const fe_cuda_args &a) {
     const fe_blocks &blocks = a.route.blocks;
     if (s.layout != FERRY_LAYOUT_EXPERT || !(a.pass.deliver.topk || a.pass.deliver.zero_padding)) return;
     int64_t end = 0, rows = a.route.totals->rows;
-    for (int u = 0; u < local_units(a); u++) {
+    for (int u = 0; u < fe_units_here(a); u++) {
         int64_t start = blocks.starts[u * s.ranks];
         pad_rows(a, end, fe_least(start, rows));
         end = blocks.starts[u * s.ranks + s.ranks - 1] + blocks.counts[u * s.ranks + s.ranks - 1];
@@ -103,17 +88,13 @@ __global__ void __launch_bounds__(256, 1) deliver_kernel(const __grid_constant__
     uint64_t epoch;
     if (!fe_open(a, &epoch)) return;
     if (fe_slots_fixed(&a.route.shape)) {
-        read_tails(a); /* every block the same: they need the table below */
+        fe_read_tails(a, (int)threadIdx.x, (int)blockDim.x); /* every block the same: they need the table below */
         __syncthreads();
     }
     if (d.rows_to || d.scales_to || d.source_to || d.ids_to || d.weights_to)
         walk_rows(a, [&](int64_t slot) { deliver_row(a, slot); });
     pad(a);
-    int blocks = local_units(a) * a.route.shape.ranks;
-    for (int i = (int)threadIdx.x; blockIdx.x == 0 && i < blocks; i += (int)blockDim.x) {
-        if (d.counts_to) d.counts_to[i] = a.route.blocks.counts[i];
-        if (d.starts_to) d.starts_to[i] = a.route.blocks.starts[i];
-    }
+    if (blockIdx.x == 0) fe_write_counts(a, (int)threadIdx.x, (int)blockDim.x);
     fe_close(a, epoch);
 }
 
@@ -122,8 +103,7 @@ cudaError_t fe_cuda_launch_deliver(fe_cuda_args *args, cudaStream_t stream) {
     bool copies = d->rows_to || d->scales_to || d->source_to || d->ids_to || d->weights_to;
     bool pads = args->route.shape.layout == FERRY_LAYOUT_EXPERT && (d->topk || d->zero_padding);
     if (!copies && !pads) args->blocks = 1;
-    deliver_kernel<<<args->blocks, 256, 0, stream>>>(*args);
-    return cudaGetLastError();
+    return fe_launch_pass(args, (const void *)deliver_kernel, 256, 0, stream);
 }
 
 /* ---- combine ---- */
@@ -147,8 +127,7 @@ __global__ void __launch_bounds__(256, 1) gather_kernel(const __grid_constant__ 
 cudaError_t fe_cuda_launch_gather(fe_cuda_args *args, cudaStream_t stream) {
     const fe_gather *g = &args->pass.gather;
     if (!g->rows_to && !g->weights_to) return fe_cuda_launch_nothing(args, stream);
-    gather_kernel<<<args->blocks, 256, 0, stream>>>(*args);
-    return cudaGetLastError();
+    return fe_launch_pass(args, (const void *)gather_kernel, 256, 0, stream);
 }
 
 cudaError_t fe_cuda_prepare_deliver(void) {

@@ -106,7 +106,7 @@ static ferry_status fill_world(fe_engine *engine) {
 }
 
 static ferry_status prepare_kernels(const fe_engine *engine) {
-    cudaError_t error = fe_cuda_prepare_space();
+    cudaError_t error = fe_cuda_prepare_space(&fe_cuda_of(engine)->early);
     if (error == cudaSuccess) error = fe_cuda_prepare_route(fe_cuda_of(engine)->route_shared);
     if (error == cudaSuccess) error = fe_cuda_prepare_deliver();
     if (error == cudaSuccess) error = fe_cuda_prepare_scatter();

@@ -21,6 +21,7 @@ typedef struct fe_cuda_event {
 
 typedef struct fe_cuda {
     int device, blocks;
+    int early; /* see launch.cuh */
     fe_cuda_world world;
     void *tables;        /* device memory: addresses of spaces, the map's arrays */
     cudaStream_t stream; /* for calls with a NULL stream */

@@ -46,6 +46,7 @@ static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass) {
     fe_cuda_args args = {.pass = *pass,
                          .world = cuda->world,
                          .blocks = cuda->blocks,
+                         .early = cuda->early,
                          .route_warps = cuda->route_warps,
                          .route_shared = cuda->route_shared,
                          .spaces = engine->heap.space};

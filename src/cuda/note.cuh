@@ -29,6 +29,13 @@ FE_DEVICE int fe_lane(void) {
     return (int)(threadIdx.x % FE_WARP);
 }
 
+/* First of all in a kernel: what comes before on the stream is done, and seen. */
+FE_DEVICE void fe_after_stream(void) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /* ---- reports ---- */
 
 /* The first failure of the rank is told, and stops its later passes. True in the one thread that may tell. */
@@ -135,6 +142,35 @@ FE_DEVICE bool fe_agree(const fe_cuda_args &a, const fe_await &await, uint64_t e
     return false;
 }
 
+/* ---- what came with the rows ---- */
+
+FE_DEVICE int fe_units_here(const fe_cuda_args &a) {
+    return a.route.shape.layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(&a.world.map, a.route.shape.rank);
+}
+
+/* By `count` threads, of which this is number `index`. Fixed slots: the counts came with the rows, the same at every dispatch of the
+ * route. */
+FE_DEVICE void fe_read_tails(const fe_cuda_args &a, int index, int count) {
+    const fe_shape &s = a.route.shape;
+    const int32_t *tails = (const int32_t *)(a.world.space[s.rank] + a.pass.deliver.tails_at);
+    int width = a.world.map.most_local, blocks = fe_units_here(a) * s.ranks;
+    for (int i = index; i < blocks; i += count) {
+        int unit = i / s.ranks, source = i % s.ranks;
+        a.route.blocks.counts[i] = tails[((size_t)a.pass.half * s.ranks + source) * width + unit];
+        a.route.blocks.starts[i] = source * s.max_tokens;
+    }
+}
+
+/* Each thread what it has read itself. */
+FE_DEVICE void fe_write_counts(const fe_cuda_args &a, int index, int count) {
+    const fe_deliver &d = a.pass.deliver;
+    int blocks = fe_units_here(a) * a.route.shape.ranks;
+    for (int i = index; i < blocks; i += count) {
+        if (d.counts_to) d.counts_to[i] = a.route.blocks.counts[i];
+        if (d.starts_to) d.starts_to[i] = a.route.blocks.starts[i];
+    }
+}
+
 /* ---- the acts ---- */
 
 /* Does the pass begin a step of its tide (and count it), or go on with one? */
@@ -153,6 +189,7 @@ FE_DEVICE int fe_pass_tide(const fe_pass &p) {
 FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     __shared__ int go;
     const fe_pass &p = a.pass;
+    fe_after_stream();
     *epoch = *(volatile uint64_t *)&a.world.own->epoch[fe_pass_tide(p)][p.half] + (fe_begins(p) ? 1 : 0);
     if (threadIdx.x < FE_WARP) {
         bool good = *(volatile uint32_t *)&a.world.own->broken == 0;
@@ -184,6 +221,10 @@ FE_DEVICE bool fe_close(const fe_cuda_args &a, uint64_t epoch) {
     if (__shfl_sync(FE_ALL, before, 0) + 1 != gridDim.x) return false;
     if (p.signal.used) fe_say(a, p.signal, epoch);
     bool good = !p.settle.used || (fe_hear(a, p.settle, epoch) && fe_agree(a, p.settle, epoch));
+    if (good && p.counts_last) {
+        if (fe_slots_fixed(&a.route.shape)) fe_read_tails(a, fe_lane(), FE_WARP);
+        fe_write_counts(a, fe_lane(), FE_WARP);
+    }
     if (fe_lane() != 0) return false;
     own->done[a.ticket] = 0;
     if (fe_begins(p) && (good || p.lenient)) own->epoch[fe_pass_tide(p)][p.half] = epoch;

@@ -1,5 +1,6 @@
 /* Combine, owner's side: through registers. A warp takes a piece of a token and asks for up to eight of its rows at once; and which
  * kernel a launch takes. */
+#include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
 
 #define WARPS 16 /* 128 registers each */
@@ -67,6 +68,7 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_reduce_plain(const _
     fe_share item = fe_warps_share(a.route.shape.tokens, (row_bytes + PIECE - 1) / PIECE);
     uint64_t epoch;
     fe_term next = {{-1, -1}, 0};
+    fe_after_stream();
     if (fe_more(item)) next = fe_term_of(a, item.token, 0); /* ours: before the others are heard */
     if (!fe_open(a, &epoch)) return;
     fe_board b = fe_board_of(a, FE_OFFER);
@@ -98,9 +100,7 @@ cudaError_t fe_cuda_launch_reduce(fe_cuda_args *args, cudaStream_t stream) {
     if (error != cudaSuccess || done) return error;
     int64_t pieces = ((int64_t)r->columns * (16 / FE_LANES(r->in_type)) + PIECE - 1) / PIECE;
     int threads = fe_share_out(args, args->route.shape.tokens * pieces, WARPS);
-    void *arguments[] = {args};
-    return cudaLaunchKernel(kernel_of(r->in_type), dim3((unsigned)args->blocks), dim3((unsigned)threads), arguments, 0,
-                            stream);
+    return fe_launch_pass(args, kernel_of(r->in_type), threads, 0, stream);
 }
 
 extern "C" cudaError_t fe_cuda_prepare_reduce(void) {

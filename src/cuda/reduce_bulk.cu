@@ -1,6 +1,7 @@
 /* Combine, owner's side: through shared memory, where there are few blocks and rows are long. A block's warps form teams that share
  * nothing. The last warp of a team asks for rows by bulk copies, into a ring of stages; the others add them up in the order in which
  * they were asked for. Both walk the same lists, so a stage carries nothing but bytes. */
+#include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
 
 /* Measured on an H100, rows of 14336 bytes: at 4 SMs three teams of 8 warps with 5 stages each take 1.12 ms where the plain kernel takes
@@ -228,8 +229,8 @@ cudaError_t fe_cuda_reduce_bulk(fe_cuda_args *args, cudaStream_t stream, bool *d
     if (threads == 0 || rounds < 2 * sh.teams || (args->blocks > 8 && rounds < 64)) return cudaSuccess;
     void *arguments[] = {args, &sh};
     *done = true;
-    return cudaLaunchKernel(kernel_of(which), dim3((unsigned)args->blocks), dim3((unsigned)threads), arguments,
-                            (size_t)sh.teams * sh.stages * (sh.piece_bytes + 16), stream);
+    return fe_launch(args, kernel_of(which), threads, (size_t)sh.teams * sh.stages * (sh.piece_bytes + 16), stream,
+                     arguments);
 }
 
 cudaError_t fe_cuda_reduce_bulk_prepare(void) {

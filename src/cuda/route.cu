@@ -4,6 +4,7 @@
  * Warps take runs of consecutive tokens, a lane to a token, 32 at a time. Each warp counts its rows per bin in shared memory; sums
  * over the warps and blocks before it say where its rows begin. Inside 32 tokens, a mask of the lanes that send to a unit
  * says how many come before. Between count and place, go[i] = {rank, choice that stands for the place}. */
+#include "cuda/launch.cuh"
 #include "cuda/note.cuh"
 #include "route/lay.h"
 
@@ -364,21 +365,19 @@ cudaError_t fe_cuda_launch_count(fe_cuda_args *args, cudaStream_t stream) {
     args->blocks = blocks_of(args, args->route_warps);
     cudaError_t error = cudaMemsetAsync(args->extra.wrong, 0xff, sizeof *args->extra.wrong, stream);
     if (error != cudaSuccess) return error;
-    count_kernel<<<args->blocks, args->route_warps * FE_WARP, args->route_shared, stream>>>(*args);
-    return cudaGetLastError();
+    return fe_launch_pass(args, (const void *)count_kernel, args->route_warps * FE_WARP, args->route_shared, stream);
 }
 
 cudaError_t fe_cuda_launch_spread(fe_cuda_args *args, cudaStream_t stream) {
     int counted = blocks_of(args, args->route_warps), ranks = args->world.ranks;
     if (args->blocks > ranks) args->blocks = ranks;
-    spread_kernel<<<args->blocks, 256, 0, stream>>>(*args, counted);
-    return cudaGetLastError();
+    void *arguments[] = {args, &counted};
+    return fe_launch(args, (const void *)spread_kernel, 256, 0, stream, arguments);
 }
 
 cudaError_t fe_cuda_launch_place(fe_cuda_args *args, cudaStream_t stream) {
     args->blocks = blocks_of(args, args->route_warps);
     cudaError_t error = cudaMemsetAsync(args->route.totals, 0, sizeof *args->route.totals, stream);
     if (error != cudaSuccess) return error;
-    place_kernel<<<args->blocks, args->route_warps * FE_WARP, args->route_shared, stream>>>(*args);
-    return cudaGetLastError();
+    return fe_launch_pass(args, (const void *)place_kernel, args->route_warps * FE_WARP, args->route_shared, stream);
 }

@@ -1,4 +1,5 @@
 /* Dispatch, sending side: rows as they are, through registers; and which kernel a launch takes. */
+#include "cuda/launch.cuh"
 #include "cuda/scatter.cuh"
 
 #define WARPS 24 /* 80 registers each */
@@ -22,8 +23,7 @@ cudaError_t fe_cuda_launch_scatter(fe_cuda_args *args, cudaStream_t stream) {
     if (error != cudaSuccess || done) return error;
     int64_t pieces = ((int64_t)s->row_bytes + FE_SCATTER_PIECE - 1) / FE_SCATTER_PIECE;
     int threads = fe_share_out(args, args->route.shape.tokens * pieces, WARPS);
-    fe_scatter_plain<<<args->blocks, threads, 0, stream>>>(*args);
-    return cudaGetLastError();
+    return fe_launch_pass(args, (const void *)fe_scatter_plain, threads, 0, stream);
 }
 
 extern "C" cudaError_t fe_cuda_prepare_scatter(void) {

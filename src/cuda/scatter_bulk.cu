@@ -1,5 +1,6 @@
 /* Dispatch, sending side: rows as they are, through shared memory by bulk copies. Each warp has a ring of stages; a stage holds a piece
  * of a row (and, with its first piece, the row's scales) on its way in or out. */
+#include "cuda/launch.cuh"
 #include "cuda/scatter.cuh"
 
 /* Measured on an H100 (16 and 4 SMs, rows of 14336 and 7168 bytes): from two stages on the ring's shape hardly matters; whole rows are
@@ -115,6 +116,7 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP)
     uint64_t epoch;
 #if FE_BULK
     extern __shared__ __align__(128) char shared[];
+    fe_after_stream();
     ring r = open_ring(sh, shared);
     fe_share first = fe_warps_share(a.route.shape.tokens, sh.pieces), asked = ask_first(a, sh, r, first);
     if (!fe_open(a, &epoch)) {
@@ -166,9 +168,10 @@ cudaError_t fe_cuda_scatter_bulk(fe_cuda_args *args, cudaStream_t stream, bool *
     if (warps > WARPS) warps = WARPS;
     if (warps < 2 || items < (int64_t)args->blocks * warps)
         return cudaSuccess; /* few tokens: smaller pieces are better */
-    fe_scatter_rings<<<args->blocks, warps * FE_WARP, (size_t)warps * ring_bytes, stream>>>(*args, sh);
+    void *arguments[] = {args, &sh};
     *done = true;
-    return cudaGetLastError();
+    return fe_launch(args, (const void *)fe_scatter_rings, warps * FE_WARP, (size_t)warps * ring_bytes, stream,
+                     arguments);
 }
 
 cudaError_t fe_cuda_scatter_bulk_prepare(void) {

@@ -1,5 +1,6 @@
 /* Dispatch, sending side: bf16 rows become e4m3 and scales on the way. A warp takes pieces of 1024 channels, so no block of 128 channels
  * is shared with another warp; a half-warp's 16 lanes hold one block, 8 channels each. */
+#include "cuda/launch.cuh"
 #include "cuda/scatter.cuh"
 
 #define WARPS      (FE_BULK ? MOST_WARPS : FEW_WARPS)
@@ -169,6 +170,7 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_scatter_cast(const _
     __shared__ __align__(128) char benches[WARPS * PIECE];
     bench = fe_shared_at(benches) + threadIdx.x / FE_WARP * PIECE;
 #endif
+    fe_after_stream();
     if (fe_more(item)) { /* ours: before the others are heard */
         fetch(s, item, wide, &in);
         next = fe_listed(a.extra.go, item.token, a.route.shape.topk, 0);
@@ -189,8 +191,7 @@ cudaError_t fe_cuda_scatter_cast(fe_cuda_args *args, cudaStream_t stream) {
     cudaError_t error = fe_kernel_room((const void *)fe_scatter_cast, known, &room);
     if (error != cudaSuccess) return error;
     int threads = fe_share_out(args, args->route.shape.tokens * pieces, room ? MOST_WARPS : FEW_WARPS);
-    fe_scatter_cast<<<args->blocks, threads, 0, stream>>>(*args);
-    return cudaGetLastError();
+    return fe_launch_pass(args, (const void *)fe_scatter_cast, threads, 0, stream);
 }
 
 cudaError_t fe_cuda_scatter_cast_prepare(void) {

@@ -1,4 +1,5 @@
 /* Passes without rows: notes alone, and the words of the address space. Bytes travel by cudaMemcpyAsync, which takes memory of any kind. */
+#include "cuda/launch.cuh"
 #include "cuda/note.cuh"
 
 __global__ void __launch_bounds__(FE_WARP) notes_kernel(const __grid_constant__ fe_cuda_args a) {
@@ -8,8 +9,7 @@ __global__ void __launch_bounds__(FE_WARP) notes_kernel(const __grid_constant__ 
 
 cudaError_t fe_cuda_launch_nothing(fe_cuda_args *args, cudaStream_t stream) {
     args->blocks = 1;
-    notes_kernel<<<1, FE_WARP, 0, stream>>>(*args);
-    return cudaGetLastError();
+    return fe_launch_pass(args, (const void *)notes_kernel, FE_WARP, 0, stream);
 }
 
 /* ---- meetings ---- */
@@ -107,12 +107,13 @@ cudaError_t fe_cuda_launch_until(fe_cuda_args *args, cudaStream_t stream) {
     return cudaGetLastError();
 }
 
-cudaError_t fe_cuda_prepare_space(void) {
+cudaError_t fe_cuda_prepare_space(int *early) {
     const void *kernels[] = {(const void *)notes_kernel, (const void *)signal_kernel, (const void *)atomic_kernel,
                              (const void *)until_kernel};
     struct cudaFuncAttributes attributes;
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels && error == cudaSuccess; i++)
         error = cudaFuncGetAttributes(&attributes, kernels[i]);
+    *early = error == cudaSuccess && attributes.ptxVersion >= 90;
     return error;
 }

@@ -170,7 +170,6 @@ typedef struct fe_pass {
     fe_route_data *route;
     union {
         fe_scatter scatter;
-        fe_deliver deliver;
         fe_gather gather;
         fe_reduce reduce;
         fe_publish publish;
@@ -181,6 +180,9 @@ typedef struct fe_pass {
     };
     fe_note signal;
     fe_await settle;
+    fe_deliver deliver; /* DELIVER; and of a SCATTER that is a whole dispatch, see counts_last */
+    bool
+        counts_last; /* SCATTER: once settled, the delivery's counts are read and written; there is nothing else to deliver */
     fe_explain_fn explain;
 } fe_pass;
 

@@ -189,6 +189,14 @@ static fe_pass recv_pass(const plan *p) {
     return pass;
 }
 
+/* Rows that are read in place need no pass of their own: the offer is announced by the one that pulls. */
+static fe_pass whole_pass(const plan *p) {
+    fe_pass pass = recv_pass(p);
+    snprintf(pass.step, sizeof pass.step, "combine %llu", (unsigned long long)p->epoch);
+    pass.announce = send_pass(p).signal;
+    return pass;
+}
+
 /* ---- the calls ---- */
 
 static ferry_status make_plan(ferry_route *r, const ferry_combine_in *in, const ferry_combine_options *options,
@@ -208,15 +216,20 @@ static ferry_status make_plan(ferry_route *r, const ferry_combine_in *in, const 
     return FERRY_OK;
 }
 
-static ferry_status send(const plan *p, ferry_stream *stream) {
+static ferry_status submit(const plan *p, const fe_pass *pass, ferry_stream *stream) {
     ferry_group *g = p->r->group;
-    fe_flight *flight = &g->combine[p->half];
-    fe_pass pass = send_pass(p);
-    FE_TRY(fe_flight_await(g, flight, stream));
-    FE_TRY(fe_route_submit(g, stream, &pass, false));
+    FE_TRY(fe_flight_await(g, &g->combine[p->half], stream));
+    FE_TRY(fe_route_submit(g, stream, pass, false));
     g->combines = p->epoch;
+    g->combine[p->half].epoch = p->epoch;
+    return FERRY_OK;
+}
+
+static ferry_status send(const plan *p, ferry_stream *stream) {
+    fe_flight *flight = &p->r->group->combine[p->half];
+    fe_pass pass = send_pass(p);
+    FE_TRY(submit(p, &pass, stream));
     flight->route = p->r;
-    flight->epoch = p->epoch;
     flight->pass = recv_pass(p);
     return FERRY_OK;
 }
@@ -253,6 +266,11 @@ ferry_status ferry_combine(ferry_route *r, const ferry_combine_in *in, ferry_com
     FE_TRY(fe_route_check(r, stream, "ferry_combine"));
     FE_TRY(make_plan(r, in, options, &p));
     FE_TRY(plan_out(r, out, p.weights, &p.reduce));
+    if (!p.gather.rows_to && !p.gather.weights_to) {
+        fe_pass pass = whole_pass(&p);
+        FE_TRY(submit(&p, &pass, stream));
+        return fe_flight_mark(r->group, &r->group->combine[p.half], stream);
+    }
     FE_TRY(send(&p, stream));
     return receive(&r->group->combine[p.half], stream);
 }
