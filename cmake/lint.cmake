@@ -3,7 +3,7 @@ file(GLOB_RECURSE all CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/include/*.h ${CMAKE_
      ${CMAKE_SOURCE_DIR}/tools/*.[ch] ${CMAKE_SOURCE_DIR}/tests/*.[ch] ${CMAKE_SOURCE_DIR}/bench/*.[ch] ${CMAKE_SOURCE_DIR}/examples/*.[ch])
 check(format lint 60 clang-format --dry-run -Werror ${all})
 
-check(tidy lint 300 run-clang-tidy -quiet -p ${CMAKE_BINARY_DIR} "^${CMAKE_SOURCE_DIR}/(src|tools)/")
+check(tidy lint 300 run-clang-tidy -quiet -p ${CMAKE_BINARY_DIR} "^${CMAKE_SOURCE_DIR}/(src|tools)/.*[.]c$")
 set_tests_properties(lint.tidy PROPERTIES PROCESSORS 2) # it starts a process for each core
 
 check(cppcheck lint 240 cppcheck --quiet --std=c11 --enable=warning,performance,portability --inline-suppr

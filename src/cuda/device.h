@@ -17,6 +17,7 @@ typedef struct fe_cuda_event {
     ferry_event base;
     cudaEvent_t native;
     bool recorded;
+    cudaStream_t recorded_on;
 } fe_cuda_event;
 
 typedef struct fe_cuda {

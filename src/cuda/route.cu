@@ -258,11 +258,10 @@ FE_DEVICE void place_tokens(const fe_cuda_args &a, int64_t token, bool here, int
     __syncwarp();
     for (int i = 0; here && i < s.topk && go[i].slot >= 0; i++) { /* the last of the unit's lanes moves it on */
         int unit = unit_of(a, token, go[i]);
-        uint32_t lanes = *(volatile uint32_t *)&mask[unit];
-        if (lanes >> fe_lane() != 1) continue;
-        run[unit] += __popc(lanes);
-        *(volatile uint32_t *)&mask[unit] = 0;
+        if (mask[unit] >> fe_lane() == 1) run[unit] += __popc(mask[unit]);
     }
+    __syncwarp();
+    for (int i = 0; here && i < s.topk && go[i].slot >= 0; i++) atomicAnd(&mask[unit_of(a, token, go[i])], ~bit);
     __syncwarp();
     int fan = 0, kept = here ? finish_token(a, token, &fan) : 0;
     *sent += kept;

@@ -108,6 +108,7 @@ void fe_cuda_event_destroy(ferry_event *event) {
 ferry_status fe_cuda_event_record(ferry_event *event, ferry_stream *stream) {
     of(event)->recorded = stream != NULL;
     if (!stream) return FERRY_OK;
+    of(event)->recorded_on = own(stream)->native;
     FE_TRY(fe_cuda_enter(event->engine));
     return fe_cuda_ok(cudaEventRecord(of(event)->native, own(stream)->native), event->engine->heap.rank,
                       "recording an event");
@@ -127,6 +128,11 @@ ferry_status fe_cuda_event_sync(ferry_event *event) {
     FE_TRY(fe_cuda_enter(engine));
     for (;;) {
         cudaError_t error = cudaEventQuery(of(event)->native);
+        if (error ==
+            cudaErrorCapturedEvent) { /* it belongs to a graph: what was replayed on the stream so far is waited for */
+            cudaGetLastError();
+            error = cudaStreamSynchronize(of(event)->recorded_on);
+        }
         if (error != cudaErrorNotReady) return fe_cuda_ok(error, engine->heap.rank, "an event");
         FE_TRY(fe_cuda_core->aborted(&engine->heap));
         if (fe_now_ns() > deadline)

@@ -1,7 +1,5 @@
 /* For programs that use GPUs without being linked to CUDA: Ferry's own tests and benchmarks find these by name in libferry_cuda.so. */
-#include "cuda/cuda.h"
-
-#include "ferry/ferry.h"
+#include "cuda/device.h"
 
 /* Pinned memory that the host and every GPU address alike; NULL: none. */
 FERRY_API void *ferry_cuda_host_alloc(size_t bytes);
@@ -15,6 +13,12 @@ FERRY_API int ferry_cuda_copy(void *to, const void *from, size_t bytes);
 FERRY_API int ferry_cuda_describe(char *name, size_t size, int *sms);
 /* Bytes read and written a second by the driver's own copy between two buffers of 1 GiB: the floor of everything that moves rows. */
 FERRY_API int ferry_cuda_copy_rate(double *bytes_per_second);
+
+/* Graphs: what is put on the stream between begin and end is not run but kept, and replayed as a whole. 0, or a cudaError_t. */
+FERRY_API int ferry_cuda_capture_begin(ferry_stream *stream);
+FERRY_API int ferry_cuda_capture_end(ferry_stream *stream, void **graph);
+FERRY_API int ferry_cuda_replay(ferry_stream *stream, void *graph);
+FERRY_API void ferry_cuda_graph_free(void *graph);
 
 void *ferry_cuda_host_alloc(size_t bytes) {
     void *memory = NULL;
@@ -84,4 +88,31 @@ int ferry_cuda_copy_rate(double *bytes_per_second) {
     cudaFree(to);
     *bytes_per_second = ms > 0 ? 2e3 * (double)bytes / (double)ms : 0;
     return (int)error;
+}
+
+static cudaStream_t native_of(ferry_stream *stream) {
+    return ((fe_cuda_stream *)stream)->native;
+}
+
+int ferry_cuda_capture_begin(ferry_stream *stream) {
+    return (int)cudaStreamBeginCapture(native_of(stream), cudaStreamCaptureModeThreadLocal);
+}
+
+int ferry_cuda_capture_end(ferry_stream *stream, void **graph) {
+    cudaGraph_t captured = NULL;
+    cudaGraphExec_t ready = NULL;
+    cudaError_t error = cudaStreamEndCapture(native_of(stream), &captured);
+    if (error == cudaSuccess) error = cudaGraphInstantiate(&ready, captured, 0);
+    if (error == cudaSuccess) error = cudaGraphUpload(ready, native_of(stream));
+    if (captured) cudaGraphDestroy(captured);
+    *graph = ready;
+    return (int)error;
+}
+
+int ferry_cuda_replay(ferry_stream *stream, void *graph) {
+    return (int)cudaGraphLaunch(graph, native_of(stream));
+}
+
+void ferry_cuda_graph_free(void *graph) {
+    if (graph) cudaGraphExecDestroy(graph);
 }

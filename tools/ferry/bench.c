@@ -54,7 +54,7 @@ static const char notes[] =
     "  a line {\"type\": \"meta\", \"num_experts\": N} may give the number of experts. Lines are dealt round robin to "
     "the ranks.\n";
 
-enum { OPTIONS = 27 };
+enum { OPTIONS = 28 };
 
 static void list_options(fe_bench_options *o, fe_option *table) {
     const fe_option all[OPTIONS] = {
@@ -63,6 +63,7 @@ static void list_options(fe_bench_options *o, fe_option *table) {
         {"sms", FE_OPTION_INT, &o->sms, "N", 1, 1024, "cuda: SMs that a step of each rank uses",
          "FERRY_SMS, or the GPU's share of a rank"},
         {"batch", FE_OPTION_INT, &o->batch, "N", 1, 1000, "cuda: steps in a sample", NULL},
+        {"graph", FE_OPTION_FLAG, &o->graph, NULL, 0, 0, "cuda: replay each sample's steps as a CUDA graph", NULL},
         {"tokens", FE_OPTION_INT, &o->tokens, "N", 1, 1 << 20, "tokens of each rank, or at most this many of a trace",
          "4096; latency: 128; a trace: all"},
         {"hidden", FE_OPTION_INT, &o->hidden, "N", 16, FE_DRAW_ROW_MAX, "channels of a row, a multiple of 16", NULL},
@@ -121,6 +122,7 @@ static bool derive(fe_bench *b) {
     if (o->routes && o->skew > 0) return refuse("--skew goes with random routing, not with --routes");
     if (o->sms && !b->gpu) return refuse("--sms goes with --device cuda");
     if (!o->iters) o->iters = b->mode == FERRY_LATENCY ? b->gpu ? 100 : 500 : 30;
+    if (o->graph && (!b->gpu || o->batch % 2)) return refuse("--graph goes with --device cuda and an even --batch");
     return true;
 }
 

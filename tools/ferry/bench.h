@@ -31,7 +31,7 @@ typedef struct fe_bench_options {
     int layout, mode, dtype, ranks_as, weighted, zero_copy, device; /* places in the words of the option table */
     int sms, batch;
     double skew;
-    bool cast, check, deliver_topk;
+    bool cast, check, deliver_topk, graph;
     const char *routes, *json;
 } fe_bench_options;
 
@@ -90,7 +90,8 @@ typedef struct fe_lane { /* one rank's things */
     fe_floor *floor;
     void *gpu[16]; /* memory of the GPU's, and how much of it */
     int gpu_count;
-    ferry_route **made; /* GPU: [batch] */
+    ferry_route **made;      /* GPU: [batch] */
+    void *graph[FE_M_COUNT]; /* GPU, with --graph: a batch of each step */
 } fe_lane;
 
 /* bench_lane.c: what a rank does, from the group's making to its end. */

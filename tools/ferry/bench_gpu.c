@@ -35,6 +35,7 @@ bool fe_gpu_open(fe_lane *lane) {
 }
 
 void fe_gpu_close(fe_lane *lane) {
+    for (int m = 0; m < FE_M_COUNT; m++) fe_memory_graph_free(lane->graph[m]);
     for (int i = 0; i < lane->gpu_count; i++) fe_memory_device_free(lane->gpu[i]);
     free(lane->made);
 }
@@ -129,15 +130,31 @@ bool fe_gpu_measure_copy(fe_lane *lane) {
     return fe_rank_barrier(lane->self);
 }
 
+static bool queue_batch(fe_lane *lane, fe_measure m, ferry_combine_in *in) {
+    bool good = true;
+    for (int i = 0; good && i < lane->bench->o.batch; i++) good = fe_lane_step(lane, m, in, &lane->made[i]);
+    return good;
+}
+
+/* A batch as a graph, made once. The batch is even, so that every replay begins with the half that the one before ended before. */
+static bool capture(fe_lane *lane, fe_measure m, ferry_combine_in *in) {
+    if (lane->graph[m]) return true;
+    bool good = fe_memory_capture_begin(lane->stream) && queue_batch(lane, m, in);
+    return (fe_memory_capture_end(lane->stream, &lane->graph[m]) && good) ||
+           fe_rank_fail(lane->self, "a batch of steps could not be captured into a graph: %s", ferry_last_error());
+}
+
 bool fe_gpu_timed(fe_lane *lane, fe_measure m, double *us) {
     int batch = lane->bench->o.batch;
+    bool graph =
+        lane->bench->o.graph && (m == FE_M_DISPATCH || m == FE_M_COMBINE || m == FE_M_ROUND || m == FE_M_BARRIER);
     ferry_combine_in in;
     if ((m == FE_M_COMBINE || m == FE_M_ROUND) && !fe_lane_back(lane, &in)) return false;
-    if (!fe_lane_sync(lane) || !fe_rank_barrier(lane->self)) return false;
     memset(lane->made, 0, (size_t)batch * sizeof *lane->made);
+    if (graph && !capture(lane, m, &in)) return false;
+    if (!fe_lane_sync(lane) || !fe_rank_barrier(lane->self)) return false;
     int64_t start = fe_now_ns();
-    bool good = true;
-    for (int i = 0; good && i < batch; i++) good = fe_lane_step(lane, m, &in, &lane->made[i]);
+    bool good = graph ? fe_memory_replay(lane->stream, lane->graph[m]) : queue_batch(lane, m, &in);
     good = good && fe_lane_sync(lane);
     *us = (double)(fe_now_ns() - start) / 1000 / batch;
     for (int i = 0; good && i < batch; i++) ferry_route_destroy(lane->made[i]);

@@ -139,6 +139,7 @@ static void add_config(cJSON *config, const fe_bench *b) {
     cJSON_AddStringToObject(config, "device", b->gpu ? "cuda" : "cpu");
     if (b->gpu) cJSON_AddNumberToObject(config, "sms", b->o.sms);
     if (b->gpu) cJSON_AddNumberToObject(config, "batch", b->o.batch);
+    if (b->gpu) cJSON_AddBoolToObject(config, "graph", b->o.graph);
     cJSON_AddNumberToObject(config, "threads", b->threads);
     cJSON_AddNumberToObject(config, "tokens", b->max_tokens);
     cJSON_AddNumberToObject(config, "hidden", b->o.hidden);

@@ -18,6 +18,10 @@ static struct cuda { /* what libferry_cuda.so exports for callers; all NULL when
     void (*device_free)(void *);
     int (*copy)(void *, const void *, size_t);
     int (*copy_rate)(double *);
+    int (*capture_begin)(ferry_stream *stream);
+    int (*capture_end)(ferry_stream *stream, void **graph);
+    int (*replay)(ferry_stream *stream, void *graph);
+    void (*graph_free)(void *graph);
 } cuda;
 
 /* Pinning costs a system call and a lock over the whole process, so freed memory is kept by power of two, and small pieces are cut
@@ -84,6 +88,10 @@ static void open_cuda(void) {
     find(library, "ferry_cuda_device_free", &cuda.device_free, sizeof cuda.device_free);
     find(library, "ferry_cuda_copy", &cuda.copy, sizeof cuda.copy);
     find(library, "ferry_cuda_copy_rate", &cuda.copy_rate, sizeof cuda.copy_rate);
+    find(library, "ferry_cuda_capture_begin", &cuda.capture_begin, sizeof cuda.capture_begin);
+    find(library, "ferry_cuda_capture_end", &cuda.capture_end, sizeof cuda.capture_end);
+    find(library, "ferry_cuda_replay", &cuda.replay, sizeof cuda.replay);
+    find(library, "ferry_cuda_graph_free", &cuda.graph_free, sizeof cuda.graph_free);
 }
 
 static const struct cuda *get_cuda(void) {
@@ -231,4 +239,21 @@ bool fe_memory_copy(void *to, const void *from, size_t bytes) {
 bool fe_memory_copy_rate(double *bytes_per_s) {
     *bytes_per_s = 0;
     return chosen == FERRY_CUDA && get_cuda()->copy_rate && cuda.copy_rate(bytes_per_s) == 0;
+}
+
+bool fe_memory_capture_begin(ferry_stream *stream) {
+    return get_cuda()->capture_begin && cuda.capture_begin(stream) == 0;
+}
+
+bool fe_memory_capture_end(ferry_stream *stream, void **graph) {
+    *graph = NULL;
+    return get_cuda()->capture_end && cuda.capture_end(stream, graph) == 0;
+}
+
+bool fe_memory_replay(ferry_stream *stream, void *graph) {
+    return get_cuda()->replay && cuda.replay(stream, graph) == 0;
+}
+
+void fe_memory_graph_free(void *graph) {
+    if (graph && get_cuda()->graph_free) cuda.graph_free(graph);
 }

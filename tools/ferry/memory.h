@@ -30,6 +30,11 @@ ferry_status fe_memory_write(ferry_group *group, void *to, const void *host, siz
 void *fe_memory_device_new(size_t bytes);
 void fe_memory_device_free(void *memory);
 bool fe_memory_copy(void *to, const void *from, size_t bytes);
+/* What is put on a GPU's stream between begin and end is kept as a graph instead of run, to be replayed as a whole. */
+bool fe_memory_capture_begin(ferry_stream *stream);
+bool fe_memory_capture_end(ferry_stream *stream, void **graph);
+bool fe_memory_replay(ferry_stream *stream, void *graph);
+void fe_memory_graph_free(void *graph);
 /* Bytes read and written per second by a large copy inside the GPU's memory. */
 bool fe_memory_copy_rate(double *bytes_per_s);
 
