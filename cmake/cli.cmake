@@ -46,6 +46,12 @@ foreach(example ${examples})
     target_link_libraries(example_${name} PRIVATE ferry Threads::Threads)
     check(example_${name} cli 60 example_${name})
 endforeach()
+if(TARGET ferry_cuda) # run by tests/cuda/run
+    add_executable(example_kernel ${CMAKE_SOURCE_DIR}/examples/kernel.cu)
+    set_target_properties(example_kernel PROPERTIES CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY Static)
+    set_property(TARGET example_kernel PROPERTY COMPILE_OPTIONS "")
+    target_link_libraries(example_kernel PRIVATE ferry Threads::Threads)
+endif()
 
 if(NOT FERRY_SANITIZE) # a sanitizer's library needs the sanitizer in whatever links it
     check(install install 120 ${ci}/install.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})

@@ -1,6 +1,8 @@
 /* For programs that use GPUs without being linked to CUDA: Ferry's own tests and benchmarks find these by name in libferry_cuda.so. */
 #include "cuda/device.h"
 
+#include <stdio.h>
+
 /* Pinned memory that the host and every GPU address alike; NULL: none. */
 FERRY_API void *ferry_cuda_host_alloc(size_t bytes);
 FERRY_API void ferry_cuda_host_free(void *memory);
@@ -9,8 +11,8 @@ FERRY_API void *ferry_cuda_device_alloc(size_t bytes);
 FERRY_API void ferry_cuda_device_free(void *memory);
 /* Between memory of any kind. 0, or a cudaError_t. */
 FERRY_API int ferry_cuda_copy(void *to, const void *from, size_t bytes);
-/* The GPU's name, and how many SMs it has; 0, or a cudaError_t. */
-FERRY_API int ferry_cuda_describe(char *name, size_t size, int *sms);
+/* How many GPUs there are and what the current one is, in words; or why there is none. */
+FERRY_API void ferry_cuda_describe(char *text, size_t size);
 /* Bytes read and written a second by the driver's own copy between two buffers of 1 GiB: the floor of everything that moves rows. */
 FERRY_API int ferry_cuda_copy_rate(double *bytes_per_second);
 
@@ -44,18 +46,17 @@ int ferry_cuda_copy(void *to, const void *from, size_t bytes) {
     return (int)cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
 }
 
-int ferry_cuda_describe(char *name, size_t size, int *sms) {
+void ferry_cuda_describe(char *text, size_t size) {
     struct cudaDeviceProp prop;
-    int device = 0;
-    cudaError_t error = cudaGetDevice(&device);
+    int device = 0, count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess) error = cudaGetDevice(&device);
     if (error == cudaSuccess) error = cudaGetDeviceProperties(&prop, device);
-    if (error != cudaSuccess) return (int)error;
-    size_t n = strnlen(prop.name, sizeof prop.name);
-    if (n >= size) n = size - 1;
-    memcpy(name, prop.name, n);
-    name[n] = '\0';
-    *sms = prop.multiProcessorCount;
-    return 0;
+    if (error == cudaSuccess)
+        snprintf(text, size, "%d GPU(s): %s, %d SMs, compute capability %d.%d", count, prop.name,
+                 prop.multiProcessorCount, prop.major, prop.minor);
+    else
+        snprintf(text, size, "no GPU: %s", cudaGetErrorString(error));
 }
 
 /* The best of a few, in milliseconds. */

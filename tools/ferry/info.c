@@ -2,6 +2,7 @@
 #include "device/core.h"
 #include "ferry/ferry.h"
 #include "hardware.h"
+#include "memory.h"
 #include "options.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,7 +43,10 @@ static cJSON *info_json(void) {
     cJSON *devices = cJSON_AddObjectToObject(object, "devices");
     cJSON_AddStringToObject(devices, "cpu", "available");
     const fe_device *cuda;
-    cJSON_AddStringToObject(devices, "cuda", fe_device_load_cuda(&cuda) == FERRY_OK ? "available" : ferry_last_error());
+    char gpu[256];
+    bool loads = fe_device_load_cuda(&cuda) == FERRY_OK;
+    if (loads) fe_memory_describe(gpu, sizeof gpu);
+    cJSON_AddStringToObject(devices, "cuda", loads ? gpu : ferry_last_error());
     cJSON_AddItemToObject(object, "hardware", fe_hardware_json());
     cJSON_AddItemToObject(object, "environment", env_json());
     return object;

@@ -13,6 +13,7 @@ static pthread_once_t opened = PTHREAD_ONCE_INIT;
 static char trouble[256];
 
 static struct cuda { /* what libferry_cuda.so exports for callers; all NULL when it cannot be had */
+    void (*describe)(char *, size_t);
     void *(*host_alloc)(size_t);
     void *(*device_alloc)(size_t);
     void (*device_free)(void *);
@@ -83,6 +84,7 @@ static void open_cuda(void) {
     void *library = open_library();
     const char *error = library ? NULL : dlerror();
     if (error) snprintf(trouble, sizeof trouble, "%s", error);
+    find(library, "ferry_cuda_describe", &cuda.describe, sizeof cuda.describe);
     find(library, "ferry_cuda_host_alloc", &cuda.host_alloc, sizeof cuda.host_alloc);
     find(library, "ferry_cuda_device_alloc", &cuda.device_alloc, sizeof cuda.device_alloc);
     find(library, "ferry_cuda_device_free", &cuda.device_free, sizeof cuda.device_free);
@@ -97,6 +99,13 @@ static void open_cuda(void) {
 static const struct cuda *get_cuda(void) {
     pthread_once(&opened, open_cuda);
     return &cuda;
+}
+
+void fe_memory_describe(char *text, size_t size) {
+    if (get_cuda()->describe)
+        cuda.describe(text, size);
+    else
+        snprintf(text, size, "%s", trouble);
 }
 
 /* ---- pinned memory ---- */

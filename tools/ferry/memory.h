@@ -14,6 +14,8 @@
  * it is set already: kernels that wait for each other need a hardware queue each. */
 void fe_memory_choose(ferry_device device, int ranks_here);
 ferry_device fe_memory_device(void);
+/* The GPU in words, or why there is none. */
+void fe_memory_describe(char *text, size_t size);
 /* Why CUDA's memory could not be had; "" when nothing is known. */
 const char *fe_memory_trouble(void);
 
