@@ -1,9 +1,9 @@
-/* src/route/ alone: the ranks of a group simulated in one thread, compared slot by slot with the oracle over thousands
- * of drawn shapes; cases worked out by hand; and what the doors refuse.
+/* src/route/ alone: simulated ranks compared slot by slot with the oracle over thousands of drawn shapes; cases worked out by hand;
+ * and what the doors refuse.
  *   FERRY_TEST_SEED=s    only the shape of this seed
  *   FERRY_TEST_CASES=n   how many shapes */
 #include "oracle/oracle.h"
-#include "route/route.h"
+#include "route_cases.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,272 +13,15 @@
 
 #include <cmocka.h>
 
-#define RANKS_MOST    16
 #define DEFAULT_CASES 20000
-#define WORK          60000 /* most choices x units of a drawn shape: the oracle is naive */
-#define UNTOUCHED     0x5a5a5a5a
-
-static char why[512];
-
-static bool wrong(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static bool wrong(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(why, sizeof why, format, arguments);
-    va_end(arguments);
-    return false;
-}
-
-/* Memory of exactly this size, full of rubbish, so that a sanitizer sees what is written past it or read too early. */
-static void *make(size_t count, size_t size) {
-    size_t bytes = count ? count * size : 1;
-    void *memory = malloc(bytes);
-    assert_non_null(memory);
-    memset(memory, UNTOUCHED & 0xff, bytes);
-    return memory;
-}
-
-/* ------------------------------------------------------------------------------------------------------------------
- * A plan: a shape and all ranks' choices
- * ---------------------------------------------------------------------------------------------------------------- */
-
-enum { CONTIGUOUS, COLUMN_MAJOR, PADDED, BACKWARD, STRIDE_KINDS };
-
-typedef struct plan {
-    uint64_t seed;
-    int ranks, experts, topk, max_tokens, alignment, stride_kind;
-    bool copies, wide, drop; /* wide: int64 indices */
-    ferry_layout layout;
-    ferry_mode mode;
-    int64_t expert_capacity, rank_capacity;
-    int32_t *expert_first, *expert_rank; /* NULL without copies */
-    int tokens[RANKS_MOST];
-    int64_t *idx[RANKS_MOST]; /* [tokens][topk] */
-} plan;
-
-static const char *plan_text(const plan *p) {
-    static char text[512];
-    int used = snprintf(text, sizeof text,
-                        "FERRY_TEST_SEED=%llu: layout=%d mode=%d ranks=%d experts=%d copies=%d topk=%d max_tokens=%d "
-                        "alignment=%d expert_capacity=%lld rank_capacity=%lld strides=%d int%d tokens=",
-                        (unsigned long long)p->seed, p->layout, p->mode, p->ranks, p->experts, p->copies, p->topk,
-                        p->max_tokens, p->alignment, (long long)p->expert_capacity, (long long)p->rank_capacity,
-                        p->stride_kind, p->wide ? 64 : 32);
-    for (int r = 0; r < p->ranks; r++)
-        used += snprintf(text + used, sizeof text - (size_t)used, "%s%d", r ? "," : "", p->tokens[r]);
-    return text;
-}
-
-static uint64_t next(uint64_t *state) { /* splitmix64, Steele, Lea and Flood 2014 */
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static int pick(uint64_t *state, int low, int high) {
-    return low + (int)(next(state) % (uint64_t)(high - low + 1));
-}
-
-static bool chance(uint64_t *state, int percent) {
-    return pick(state, 1, 100) <= percent;
-}
-
-/* Small numbers often, large ones sometimes. */
-static int pick_log(uint64_t *state, int low, int high) {
-    int top = low;
-    while (top < high && chance(state, 75)) top = top * 2 + 1;
-    return pick(state, low, top < high ? top : high);
-}
-
-/* Each expert on one to `ranks` ranks, none of them twice, in any order. */
-static void draw_copies(plan *p, uint64_t *s) {
-    p->expert_first = make((size_t)p->experts + 1, sizeof(int32_t));
-    p->expert_first[0] = 0;
-    for (int e = 0; e < p->experts; e++)
-        p->expert_first[e + 1] = p->expert_first[e] + (chance(s, 60) ? 1 : pick(s, 1, p->ranks));
-    p->expert_rank = make((size_t)p->expert_first[p->experts], sizeof(int32_t));
-    for (int e = 0; e < p->experts; e++) {
-        int32_t order[RANKS_MOST];
-        for (int r = 0; r < p->ranks; r++) order[r] = r;
-        for (int r = 0; r < p->expert_first[e + 1] - p->expert_first[e]; r++) {
-            int other = pick(s, r, p->ranks - 1);
-            int32_t swap = order[r];
-            order[r] = order[other];
-            order[other] = swap;
-            p->expert_rank[p->expert_first[e] + r] = order[r];
-        }
-    }
-}
-
-static void draw_choices(plan *p, uint64_t *s) {
-    int fill = pick(s, 0, 3), none = chance(s, 30) ? pick(s, 1, 100) : 0, spread = pick(s, 0, 3);
-    int favourite = pick(s, 0, p->experts - 1);
-    for (int r = 0; r < p->ranks; r++) {
-        p->tokens[r] = fill == 0 ? p->max_tokens : fill == 1 && chance(s, 40) ? 0 : pick(s, 0, p->max_tokens);
-        p->idx[r] = make((size_t)(p->tokens[r] * p->topk), sizeof(int64_t));
-        for (int i = 0; i < p->tokens[r] * p->topk; i++) {
-            int expert = pick(s, 0, p->experts - 1);              /* 0, 1: anything, repeats too */
-            if (spread == 2 && chance(s, 80)) expert = favourite; /* nearly all on one */
-            if (spread == 3) expert = (r + i / p->topk * p->topk + i % p->topk) % p->experts; /* in turn */
-            p->idx[r][i] = chance(s, none) ? -1 : expert;
-        }
-    }
-}
-
-static void draw_plan(plan *p, uint64_t seed) {
-    uint64_t state = seed, *s = &state;
-    *p = (plan){.seed = seed, .alignment = 1};
-    p->ranks = chance(s, 15) ? pick(s, 9, RANKS_MOST) : pick_log(s, 1, 8);
-    p->experts = pick_log(s, 1, 40);
-    p->topk = chance(s, 10) ? pick(s, 1, FERRY_MAX_TOPK) : pick_log(s, 1, 12);
-    p->max_tokens = pick_log(s, 1, 60);
-    p->copies = chance(s, 30);
-    if (p->copies) draw_copies(p, s);
-    int units = p->ranks + (p->copies ? p->expert_first[p->experts] : p->experts);
-    while (p->max_tokens > 1 && p->ranks * p->max_tokens * p->topk * units > WORK) p->max_tokens /= 2;
-    p->layout = (ferry_layout)(1 << pick(s, 0, 2));
-    p->mode = (ferry_mode)pick(s, 0, 1);
-    if (p->layout == FERRY_LAYOUT_EXPERT && chance(s, 60))
-        p->alignment = chance(s, 50) ? 1 << pick(s, 0, 7) : pick(s, 1, 40);
-    if (p->layout != FERRY_LAYOUT_RANK && chance(s, 30)) p->expert_capacity = pick_log(s, 1, 80);
-    if (p->layout != FERRY_LAYOUT_SLOTS && chance(s, 30)) p->rank_capacity = pick_log(s, 1, 400);
-    p->stride_kind = chance(s, 40) ? CONTIGUOUS : pick(s, 0, STRIDE_KINDS - 1);
-    p->wide = chance(s, 50);
-    draw_choices(p, s);
-}
-
-static void free_plan(plan *p) {
-    free(p->expert_first);
-    free(p->expert_rank);
-    for (int r = 0; r < p->ranks; r++) free(p->idx[r]);
-}
-
-/* ------------------------------------------------------------------------------------------------------------------
- * The ranks, simulated
- * ---------------------------------------------------------------------------------------------------------------- */
-
-typedef struct member { /* what one rank holds */
-    fe_shape shape;
-    fe_table table;
-    fe_scratch scratch;
-    fe_blocks blocks;
-    fe_totals totals;
-    ferry_tensor idx;
-    void *idx_memory;
-} member;
-
-typedef struct world {
-    const plan *plan;
-    fe_map map;
-    member rank[RANKS_MOST];
-    int32_t *all; /* [ranks][length] */
-} world;
-
-/* The same indices, as a tensor of the plan's dtype and strides. */
-static void make_tensor(const plan *p, member *m, const int64_t *idx) {
-    int64_t tokens = m->shape.tokens, topk = p->topk, row = topk, choice = 1, first = 0;
-    size_t room = (size_t)(tokens * topk);
-    if (p->stride_kind == COLUMN_MAJOR) {
-        row = 1;
-        choice = tokens;
-    } else if (p->stride_kind == PADDED) {
-        choice = 3;
-        row = 3 * topk + 2;
-        room = (size_t)(tokens * row);
-    } else if (p->stride_kind == BACKWARD && tokens > 0) {
-        row = -topk;
-        first = (tokens - 1) * topk;
-    }
-    size_t bytes = p->wide ? 8 : 4;
-    m->idx_memory = make(room, bytes);
-    char *data = (char *)m->idx_memory + (size_t)first * bytes;
-    m->idx = ferry_tensor_2d(data, p->wide ? FERRY_INT64 : FERRY_INT32, tokens, topk);
-    m->idx.strides[0] = row;
-    m->idx.strides[1] = choice;
-    for (int64_t i = 0; i < tokens * topk; i++) {
-        int32_t narrow = (int32_t)idx[i];
-        char *at = data + (i / topk * row + i % topk * choice) * (int64_t)bytes;
-        memcpy(at, p->wide ? (const void *)&idx[i] : &narrow, bytes);
-    }
-}
-
-static void make_member(world *w, int rank) {
-    const plan *p = w->plan;
-    member *m = &w->rank[rank];
-    m->shape = (fe_shape){.map = &w->map,
-                          .rank = rank,
-                          .ranks = p->ranks,
-                          .tokens = p->tokens[rank],
-                          .topk = p->topk,
-                          .max_tokens = p->max_tokens,
-                          .layout = p->layout,
-                          .mode = p->mode,
-                          .alignment = p->alignment,
-                          .expert_capacity = p->expert_capacity,
-                          .rank_capacity = p->rank_capacity,
-                          .overflow = FERRY_OVERFLOW_DROP};
-    size_t tokens = (size_t)p->tokens[rank], choices = tokens * (size_t)p->topk, units = (size_t)fe_units(&m->shape);
-    size_t blocks = (size_t)fe_local_units(&m->shape) * (size_t)p->ranks;
-    m->table = (fe_table){.home = make(choices, sizeof(int32_t)),
-                          .slot = make(choices, sizeof(int32_t)),
-                          .order = make(choices, 1),
-                          .fan = make(tokens, 1)};
-    m->scratch = (fe_scratch){.stamp = make((size_t)(p->ranks + w->map.homes), sizeof(int64_t)),
-                              .next = make(units, sizeof(int32_t)),
-                              .base = make(units, sizeof(int64_t)),
-                              .keep = make(units, sizeof(int32_t))};
-    m->blocks = (fe_blocks){.counts = make(blocks, sizeof(int32_t)), .starts = make(blocks, sizeof(int32_t))};
-    make_tensor(p, m, p->idx[rank]);
-}
-
-static void free_world(world *w) {
-    for (int r = 0; r < w->plan->ranks; r++) {
-        member *m = &w->rank[r];
-        free(m->table.home);
-        free(m->table.slot);
-        free(m->table.order);
-        free(m->table.fan);
-        free(m->scratch.stamp);
-        free(m->scratch.next);
-        free(m->scratch.base);
-        free(m->scratch.keep);
-        free(m->blocks.counts);
-        free(m->blocks.starts);
-        free(m->idx_memory);
-    }
-    free(w->all);
-    fe_map_destroy(&w->map);
-}
-
-static const int32_t *counts_of(const world *w, int rank) {
-    return w->all + (size_t)rank * fe_counts_length(&w->map);
-}
-
-/* Counts on every rank, then blocks and slots on every rank; each sees the others' counts and nothing else. */
-static bool route_all(const plan *p, world *w) {
-    *w = (world){.plan = p};
-    if (fe_map_create(p->experts, p->ranks, p->expert_first, p->expert_rank, &w->map) != FERRY_OK)
-        return wrong("fe_map_create: %s", ferry_last_error());
-    size_t length = fe_counts_length(&w->map);
-    w->all = make((size_t)p->ranks * length, sizeof(int32_t));
-    for (int r = 0; r < p->ranks; r++) make_member(w, r);
-    for (int r = 0; r < p->ranks; r++) {
-        member *m = &w->rank[r];
-        if (fe_route_count(&m->shape, &m->idx, &m->table, &m->scratch, w->all + (size_t)r * length) != FERRY_OK)
-            return wrong("fe_route_count: %s", ferry_last_error());
-    }
-    for (int r = 0; r < p->ranks; r++) {
-        member *m = &w->rank[r];
-        fe_route_blocks(&m->shape, w->all, &m->scratch, &m->blocks, &m->totals);
-        fe_route_place(&m->shape, &m->table, &m->scratch, &m->totals);
-    }
-    return true;
-}
 
 /* ------------------------------------------------------------------------------------------------------------------
  * Compared with the oracle
  * ---------------------------------------------------------------------------------------------------------------- */
+
+static const int32_t *counts_of(const world *w, int rank) {
+    return w->all + (size_t)rank * fe_counts_length(&w->map);
+}
 
 /* The oracle's own view of a home: its rank, and its number there. */
 static int local_of(const oracle *o, const world *w, int32_t home) {
@@ -308,18 +51,19 @@ static bool check_choice(const world *w, const oracle *o, int rank, int token, i
     int64_t expert = p->idx[rank][at], slot = -1;
     int to = oracle_place(o, rank, token, choice, &slot);
     int32_t home = m->table.home[at];
-    if ((expert < 0) != (home < 0)) return wrong("rank %d token %d choice %d: home %d", rank, token, choice, home);
+    if ((expert < 0) != (home < 0))
+        return route_wrong("rank %d token %d choice %d: home %d", rank, token, choice, home);
     if (to < 0) slot = -1;
     if (m->table.slot[at] != slot)
-        return wrong("rank %d token %d choice %d: slot %d, not %lld", rank, token, choice, m->table.slot[at],
-                     (long long)slot);
+        return route_wrong("rank %d token %d choice %d: slot %d, not %lld", rank, token, choice, m->table.slot[at],
+                           (long long)slot);
     if (to < 0) return true;
     if (w->map.home_rank[home] != to || w->map.home_expert[home] != expert)
-        return wrong("rank %d token %d choice %d: home %d is expert %d on rank %d, not %lld on %d", rank, token, choice,
-                     home, w->map.home_expert[home], w->map.home_rank[home], (long long)expert, to);
+        return route_wrong("rank %d token %d choice %d: home %d is expert %d on rank %d, not %lld on %d", rank, token,
+                           choice, home, w->map.home_expert[home], w->map.home_rank[home], (long long)expert, to);
     if (slot >= fe_worst_rows(&m->shape, to))
-        return wrong("rank %d token %d choice %d: slot %lld, the worst case of rank %d is %lld", rank, token, choice,
-                     (long long)slot, to, (long long)fe_worst_rows(&m->shape, to));
+        return route_wrong("rank %d token %d choice %d: slot %lld, the worst case of rank %d is %lld", rank, token,
+                           choice, (long long)slot, to, (long long)fe_worst_rows(&m->shape, to));
     return true;
 }
 
@@ -334,10 +78,10 @@ static bool check_order(const world *w, int rank, int token) {
         for (int k = 0; k < p->topk; k++) {
             if (!stands(w, home, k) || slot[k] < 0 || (by_rank && w->map.home_rank[home[k]] != r)) continue;
             if (fan >= t->fan[token] || t->order[token * p->topk + fan] != k)
-                return wrong("rank %d token %d: order[%d] is not choice %d", rank, token, fan, k);
+                return route_wrong("rank %d token %d: order[%d] is not choice %d", rank, token, fan, k);
             fan++;
         }
-    return fan == t->fan[token] || wrong("rank %d token %d: fan %d, not %d", rank, token, t->fan[token], fan);
+    return fan == t->fan[token] || route_wrong("rank %d token %d: fan %d, not %d", rank, token, t->fan[token], fan);
 }
 
 static bool check_choices(const world *w, const oracle *o, int rank) {
@@ -353,7 +97,8 @@ static bool check_choices(const world *w, const oracle *o, int rank) {
 static bool check_counts(const world *w, int rank) {
     const plan *p = w->plan;
     const int32_t *row = counts_of(w, rank), *home = w->rank[rank].table.home;
-    if (row[FE_COUNT_TOKENS] != p->tokens[rank] || row[FE_COUNT_STATUS] != 0) return wrong("rank %d: header", rank);
+    if (row[FE_COUNT_TOKENS] != p->tokens[rank] || row[FE_COUNT_STATUS] != 0)
+        return route_wrong("rank %d: header", rank);
     for (int unit = 0; unit < p->ranks + w->map.homes; unit++) {
         int wanted = 0;
         for (int t = 0; t < p->tokens[rank]; t++)
@@ -364,7 +109,7 @@ static bool check_counts(const world *w, int rank) {
                 break;
             }
         if (row[FE_COUNT_HEADER + unit] != wanted)
-            return wrong("rank %d: counts[%d] is %d, not %d", rank, unit, row[FE_COUNT_HEADER + unit], wanted);
+            return route_wrong("rank %d: counts[%d] is %d, not %d", rank, unit, row[FE_COUNT_HEADER + unit], wanted);
     }
     return true;
 }
@@ -379,10 +124,11 @@ static bool check_units(const world *w, const oracle *o, int rank) {
         const oracle_rank *to = oracle_rank_of(o, by_rank ? u : w->map.home_rank[u]);
         int local = by_rank ? 0 : local_of(o, w, u), at = local * p->ranks + rank;
         if (m->scratch.keep[u] != to->counts[at])
-            return wrong("rank %d: keeps %d rows for unit %d, not %d", rank, m->scratch.keep[u], u, to->counts[at]);
+            return route_wrong("rank %d: keeps %d rows for unit %d, not %d", rank, m->scratch.keep[u], u,
+                               to->counts[at]);
         if (to->counts[at] > 0 && m->scratch.base[u] != to->starts[at] + local * expert_slots)
-            return wrong("rank %d: unit %d begins at slot %lld, not %lld", rank, u, (long long)m->scratch.base[u],
-                         (long long)(to->starts[at] + local * expert_slots));
+            return route_wrong("rank %d: unit %d begins at slot %lld, not %lld", rank, u, (long long)m->scratch.base[u],
+                               (long long)(to->starts[at] + local * expert_slots));
     }
     return true;
 }
@@ -393,11 +139,11 @@ static bool check_blocks(const world *w, const oracle *o, int rank) {
     const oracle_rank *me = oracle_rank_of(o, rank);
     bool learned = fe_needs_exchange(&m->shape);
     for (int i = 0; i < fe_local_units(&m->shape) * w->plan->ranks; i++) {
-        int32_t count = learned ? me->counts[i] : UNTOUCHED, start = learned ? me->starts[i] : UNTOUCHED;
+        int32_t count = learned ? me->counts[i] : ROUTE_UNTOUCHED, start = learned ? me->starts[i] : ROUTE_UNTOUCHED;
         if (m->blocks.counts[i] != count)
-            return wrong("rank %d: block %d has %d rows, not %d", rank, i, m->blocks.counts[i], count);
+            return route_wrong("rank %d: block %d has %d rows, not %d", rank, i, m->blocks.counts[i], count);
         if (m->blocks.starts[i] != start && !(learned && count == 0 && oracle_dropped(o) > 0))
-            return wrong("rank %d: block %d starts at %d, not %d", rank, i, m->blocks.starts[i], start);
+            return route_wrong("rank %d: block %d starts at %d, not %d", rank, i, m->blocks.starts[i], start);
     }
     return true;
 }
@@ -410,13 +156,13 @@ static bool check_totals(const world *w, const oracle *o, int rank) {
     int64_t received = fe_needs_exchange(&m->shape) ? me->received : -1, worst = fe_worst_rows(&m->shape, rank);
     int64_t rows = p->mode == FERRY_LATENCY ? worst : me->rows; /* the worst case of SLOTS is its only shape */
     if (worst < me->rows)
-        return wrong("rank %d: worst case %lld, needs %lld", rank, (long long)worst, (long long)me->rows);
-    if (t->rows != rows) return wrong("rank %d: rows %lld, not %lld", rank, (long long)t->rows, (long long)rows);
+        return route_wrong("rank %d: worst case %lld, needs %lld", rank, (long long)worst, (long long)me->rows);
+    if (t->rows != rows) return route_wrong("rank %d: rows %lld, not %lld", rank, (long long)t->rows, (long long)rows);
     if (t->received != received)
-        return wrong("rank %d: received %lld, not %lld", rank, (long long)t->received, (long long)received);
+        return route_wrong("rank %d: received %lld, not %lld", rank, (long long)t->received, (long long)received);
     if (t->sent != me->sent || t->dropped != me->dropped)
-        return wrong("rank %d: sent %lld and dropped %lld, not %lld and %lld", rank, (long long)t->sent,
-                     (long long)t->dropped, (long long)me->sent, (long long)me->dropped);
+        return route_wrong("rank %d: sent %lld and dropped %lld, not %lld and %lld", rank, (long long)t->sent,
+                           (long long)t->dropped, (long long)me->sent, (long long)me->dropped);
     return true;
 }
 
@@ -453,13 +199,13 @@ static verdict expected_verdict(const world *w, const oracle *unbounded) {
 static bool check_overflow(const world *w, const oracle *o, const oracle *unbounded, int rank) {
     const fe_totals *t = &w->rank[rank].totals;
     verdict v = expected_verdict(w, unbounded);
-    if ((v.rank >= 0) != (oracle_dropped(o) > 0)) return wrong("the test's own verdict is wrong");
+    if ((v.rank >= 0) != (oracle_dropped(o) > 0)) return route_wrong("the test's own verdict is wrong");
     if (t->overflow_rank != v.rank || t->overflow_expert != v.expert)
-        return wrong("rank %d: overflow on rank %d, expert %d, not rank %d, expert %d", rank, t->overflow_rank,
-                     t->overflow_expert, v.rank, v.expert);
+        return route_wrong("rank %d: overflow on rank %d, expert %d, not rank %d, expert %d", rank, t->overflow_rank,
+                           t->overflow_expert, v.rank, v.expert);
     if (v.rank >= 0 && (t->fullest != v.asked || t->limit != v.limit))
-        return wrong("rank %d: overflow of %lld over %lld, not %lld over %lld", rank, (long long)t->fullest,
-                     (long long)t->limit, (long long)v.asked, (long long)v.limit);
+        return route_wrong("rank %d: overflow of %lld over %lld, not %lld over %lld", rank, (long long)t->fullest,
+                           (long long)t->limit, (long long)v.asked, (long long)v.limit);
     return true;
 }
 
@@ -468,13 +214,14 @@ static bool check_demand(const world *w, int rank) {
     const plan *p = w->plan;
     int32_t first = w->map.rank_first[rank];
     int local = fe_map_local(&w->map, rank);
-    int32_t *rows = make((size_t)local, sizeof *rows);
+    int32_t *rows = route_make((size_t)local, sizeof *rows);
     fe_route_demand(&w->rank[rank].shape, w->all, rows);
     bool good = true;
     for (int i = 0; good && i < local; i++) {
         int wanted = 0;
         for (int s = 0; s < p->ranks; s++) wanted += counts_of(w, s)[FE_COUNT_HEADER + p->ranks + first + i];
-        if (rows[i] != wanted) good = wrong("rank %d: expert %d is wanted %d times, not %d", rank, i, rows[i], wanted);
+        if (rows[i] != wanted)
+            good = route_wrong("rank %d: expert %d is wanted %d times, not %d", rank, i, rows[i], wanted);
     }
     free(rows);
     return good;
@@ -500,7 +247,7 @@ static bool run_plan(const plan *p) {
                             .alignment = p->alignment,
                             .expert_capacity = p->expert_capacity,
                             .rank_capacity = p->rank_capacity};
-    oracle_tokens tokens[RANKS_MOST] = {{0}};
+    oracle_tokens tokens[ROUTE_RANKS_MOST] = {{0}};
     for (int r = 0; r < p->ranks; r++) tokens[r] = (oracle_tokens){.tokens = p->tokens[r], .topk_idx = p->idx[r]};
     oracle *o = oracle_new(&config, tokens);
     config.rank_capacity = 0;
@@ -508,7 +255,7 @@ static bool run_plan(const plan *p) {
     assert_true(o && unbounded);
     world w;
     bool good = route_all(p, &w) && check_world(&w, o, unbounded);
-    free_world(&w);
+    route_free_world(&w);
     oracle_free(o);
     oracle_free(unbounded);
     return good;
@@ -524,11 +271,11 @@ static void test_oracle(void **state) {
     int64_t only = number_of("FERRY_TEST_SEED", -1), cases = number_of("FERRY_TEST_CASES", DEFAULT_CASES);
     for (int64_t i = only >= 0 ? only : 0; i < (only >= 0 ? only + 1 : cases); i++) {
         plan p;
-        draw_plan(&p, (uint64_t)i);
+        route_draw(&p, (uint64_t)i);
         bool good = run_plan(&p);
-        if (!good) print_error("%s\n", plan_text(&p));
-        free_plan(&p);
-        if (!good) fail_msg("%s", why);
+        if (!good) print_error("%s\n", route_plan_text(&p));
+        route_free_plan(&p);
+        if (!good) fail_msg("%s", route_why);
     }
 }
 
@@ -558,7 +305,7 @@ typedef struct hand {
 
 static void assert_hand(const plan *p, const hand *h, fe_totals *totals) {
     world w;
-    if (!route_all(p, &w)) fail_msg("%s", why);
+    if (!route_all(p, &w)) fail_msg("%s", route_why);
     for (int r = 0; r < 2; r++) {
         const member *m = &w.rank[r];
         for (int i = 0; i < 6; i++)
@@ -574,7 +321,7 @@ static void assert_hand(const plan *p, const hand *h, fe_totals *totals) {
         assert_int_equal(m->totals.dropped, h->dropped[r]);
     }
     if (totals) *totals = w.rank[1].totals;
-    free_world(&w);
+    route_free_world(&w);
 }
 
 static void test_rank_by_hand(void **state) {
@@ -596,7 +343,7 @@ static void test_rank_by_hand(void **state) {
     const int32_t counts[] = {3, 0, 0, 0, 2, 2, 2, 1, 1, 1};
     for (int i = 0; i < 10; i++)
         if (i < 2 || i >= FE_COUNT_HEADER) assert_int_equal(w.all[i], counts[i]);
-    free_world(&w);
+    route_free_world(&w);
     p.mode = FERRY_LATENCY; /* each source from 4 times its rank on, and nothing exchanged */
     assert_hand(
         &p,
@@ -718,7 +465,7 @@ static void test_empty(void **state) {
     assert_int_equal(w.rank[1].table.slot[0], 4); /* expert 3, behind expert 2's one row and its padding */
     assert_int_equal(w.rank[1].table.slot[4], 0);
     assert_int_equal(w.rank[1].table.slot[5], 0);
-    free_world(&w);
+    route_free_world(&w);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -766,7 +513,7 @@ static void test_map(void **state) {
 static void assert_refused(int experts, int ranks, const int32_t *first, const int32_t *rank, size_t copies,
                            const char *sentence) {
     fe_map map;
-    int32_t *own_first = make((size_t)experts + 1, sizeof *first), *own_rank = make(copies, sizeof *rank);
+    int32_t *own_first = route_make((size_t)experts + 1, sizeof *first), *own_rank = route_make(copies, sizeof *rank);
     memcpy(own_first, first, ((size_t)experts + 1) * sizeof *first);
     memcpy(own_rank, rank, copies * sizeof *rank);
     assert_int_equal(fe_map_create(experts, ranks, own_first, own_rank, &map), FERRY_INVALID);
@@ -812,18 +559,18 @@ static void assert_index_refused(int64_t value, bool wide, int stride_kind, cons
               .idx = {NULL, idx[0]}};
     world w = {.plan = &p};
     assert_int_equal(fe_map_create(p.experts, p.ranks, NULL, NULL, &w.map), FERRY_OK);
-    w.all = make(fe_counts_length(&w.map), sizeof(int32_t));
-    make_member(&w, 0);
-    make_member(&w, 1);
+    w.all = route_make(fe_counts_length(&w.map), sizeof(int32_t));
+    route_make_member(&w, 0);
+    route_make_member(&w, 1);
     member *m = &w.rank[1];
     assert_int_equal(fe_route_count(&m->shape, &m->idx, &m->table, &m->scratch, w.all), FERRY_INVALID);
     assert_string_equal(ferry_last_error(), sentence);
     idx[2][1] = 6; /* and made again with a better one, it works */
     free(m->idx_memory);
-    make_tensor(&p, m, idx[0]);
+    route_make_tensor(&p, m, idx[0]);
     assert_int_equal(fe_route_count(&m->shape, &m->idx, &m->table, &m->scratch, w.all), FERRY_OK);
     assert_int_equal(w.all[FE_COUNT_HEADER + p.ranks + 6], 1);
-    free_world(&w);
+    route_free_world(&w);
 }
 
 static void test_bad_indices(void **state) {
