@@ -18,7 +18,7 @@ check(info_json cli 10 sh -c "\"$1\" info --json - | python3 -m json.tool >/dev/
 set(small bench --check --ranks 2 --tokens 64 --hidden 256 --experts 8 --topk 2 --iters 3 --warmup 1)
 foreach(mode throughput latency)
     foreach(layout rank expert slots)
-        command(bench_${mode}_${layout} 60 0 "dispatch" ${small} --mode ${mode} --layout ${layout})
+        command(bench_${mode}_${layout} 60 0 "^check: ok$" ${small} --mode ${mode} --layout ${layout})
     endforeach()
 endforeach()
 # What machines read: every figure of the JSON is there, and makes sense.
@@ -34,9 +34,17 @@ for step in (\"dispatch\", \"combine\"):
 command(bench_json_to_nowhere 60 1 "nowhere" ${small} --json /nowhere/at/all)
 command(bench_bad_trace 10 1 "not-there.jsonl" bench --routes not-there.jsonl)
 command(demo_bad_text 10 1 "not-there.txt" demo --text not-there.txt)
-command(bench_processes 60 0 "dispatch" ${small} --ranks-as processes)
-command(bench_cast 60 0 "dispatch" ${small} --layout expert --dtype fp8 --cast)
-command(demo 120 0 "." demo --short)
+command(bench_threads 60 0 "^check: ok$" ${small} --ranks-as threads --threads 2)
+command(bench_cast 60 0 "^check: ok$" ${small} --layout expert --dtype fp8 --cast)
+command(bench_fp8 60 0 "^check: ok$" ${small} --dtype fp8 --deliver-topk --zero-copy no --seed 7 --skew 1.1)
+command(bench_weighted 60 0 "^check: ok$" ${small} --weighted yes --layout expert)
+command(bench_trace 60 0 "^check: ok$" bench --check --hidden 256 --iters 3 --routes ${ci}/small.routes.jsonl --layer 1)
+command(bench_batch_cpu 10 2 "--batch goes with" bench --batch 3)
+command(demo_wrong_option 10 2 "--steps" demo --steps many)
+command(info_wrong_option 10 2 "--frobnicate" info --frobnicate)
+command(info_cuda 10 0 "^device +cuda: .*(GPU|libferry_cuda)" info)
+check(demo cli 120 sh -c "\"$1\" demo --short --svg demo.svg | grep -x verified && grep -q '</svg>' demo.svg"
+      sh $<TARGET_FILE:ferry_command>)
 
 # The examples, as their readers have them: the public header and the shared library.
 file(GLOB examples CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/examples/*.c)

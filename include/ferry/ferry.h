@@ -174,7 +174,7 @@ typedef enum ferry_mode {
 typedef struct ferry_group_config {
     size_t size;
     uint64_t magic;
-    ferry_device device; /* FERRY_CPU */
+    ferry_device device; /* FERRY_CPU or FERRY_CUDA */
     int experts;         /* E >= 1: number of logical experts */
     int hidden;          /* channels of the widest row */
     int max_tokens;      /* M >= 1: the most tokens one rank dispatches in one step */
@@ -185,7 +185,8 @@ typedef struct ferry_group_config {
                             0: RANK + EXPERT */
     int64_t
         max_recv_rows; /* rows a rank's receive buffer holds. 0: the worst case of the layouts, with an expert_alignment of up to
-                              128. The memory is reserved, and used only as far as rows arrive. */
+                              128. On the CPU the memory is reserved, and used as far as rows arrive, or
+                              FERRY_TOUCH_MB (256) has it touched beforehand; on a GPU it is taken whole. */
     int64_t heap_bytes; /* symmetric heap for ferry_heap_alloc, beside Ferry's own buffers; 0: none */
     int timeout_ms;     /* deadline of every wait; 0: FERRY_TIMEOUT_MS, or 30000 */
     int threads;        /* CPU workers of this rank; 0: FERRY_THREADS, or cores / ranks of this machine, at least 1 */
@@ -229,7 +230,8 @@ FERRY_API ferry_status ferry_group_create(const ferry_unique_id *id, int rank, i
  * (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), Open MPI (OMPI_COMM_WORLD_RANK/SIZE), MPICH and PMI (PMI_RANK/SIZE), PMIx
  * (PMIX_RANK, with PMIX_SIZE or SLURM_NTASKS), Slurm (SLURM_PROCID, SLURM_NTASKS or SLURM_NPROCS), tried in this order. Rank 0 listens at
  * FERRY_BOOT=host:port where that is set; otherwise at MASTER_ADDR and the port after MASTER_PORT (which torchrun's own store uses), or
- * on 127.0.0.1 at a port that follows from the launcher's job. FERRY_INVALID if no launcher is recognised; the sentence lists
+ * on 127.0.0.1 at a port that follows from the launcher's job; where the launcher names none (MPICH, FERRY_RANK), from the number of the
+ * process that started the ranks: ranks behind a shell each must be given FERRY_BOOT. FERRY_INVALID if no launcher is recognised; the sentence lists
  * what was looked for. */
 FERRY_API ferry_status ferry_group_create_env(const ferry_group_config *cfg, ferry_group **group);
 

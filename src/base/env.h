@@ -22,7 +22,7 @@
     X(FERRY_SPIN, "auto", "pauses before a wait yields; auto: 100, or 0 where ranks outnumber cores")                 \
     X(FERRY_THREADS, "auto", "CPU workers of a rank; auto: cores / ranks of this machine, at least 1")                \
     X(FERRY_TIMEOUT_MS, "30000", "deadline of every wait, in milliseconds")                                           \
-    X(FERRY_TOUCH_MB, "256", "how much of each rank's receive buffer is touched when the group is made")
+    X(FERRY_TOUCH_MB, "256", "how much of a rank's row buffers, together, is touched when the group is made")
 
 #define FE_ENV_NAME(name, fallback, meaning) FE_ENV_##name,
 typedef enum fe_env_name { FE_ENV_TABLE(FE_ENV_NAME) FE_ENV_COUNT } fe_env_name;

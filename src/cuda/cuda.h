@@ -9,13 +9,16 @@
 
 #include <cuda_runtime_api.h>
 
-#define FE_CUDA_TICKETS 64    /* launches of a rank that may be under way at once */
+#define FE_CUDA_TICKETS \
+    4096 /* passes without notes of a rank that may be under way at once; one of a graph keeps its ticket */
 #define FE_CUDA_SCRATCH 65536 /* FE_SCRATCH of heap.h, which is C */
 #define FE_CUDA_TIDES   4     /* kinds of notes in pairs: COUNTS and COUNTED, READY and ROWS, OFFER and PULLED, MEET */
 
-typedef struct fe_cuda_own {          /* device memory of this rank alone */
-    uint32_t broken;                  /* a pass has failed for good: later ones do nothing */
-    uint32_t done[FE_CUDA_TICKETS];   /* blocks of a launch that are through with their move; the last one clears it */
+typedef struct fe_cuda_own { /* device memory of this rank alone */
+    uint32_t broken;         /* a pass has failed for good: later ones do nothing */
+    /* Blocks of a launch that are through with their move; the last one clears it. Passes of a tide and half come one after another
+     * (fe_flight), so the first words are theirs; other passes take turns with the rest. */
+    uint32_t done[FE_CUDA_TIDES * 2 + FE_CUDA_TICKETS];
     uint64_t kernel_barriers;         /* ferry_dev_barrier's */
     uint64_t epoch[FE_CUDA_TIDES][2]; /* of the last step of the tide and half */
 } fe_cuda_own;
@@ -30,6 +33,7 @@ typedef struct fe_cuda_report {
     uint64_t seen[FERRY_MAX_RANKS]; /* TIMEOUT: how far each rank had come */
     uint32_t soft; /* FERRY_INVALID or FERRY_OVERFLOW of a route, or TIMEOUT of a lenient wait; written last */
     int32_t choice;
+    uint64_t soft_of; /* which launch says it */
     int64_t token, index;
     fe_totals totals;
     uint64_t word; /* old value of an atomic; the word that a wait saw */
@@ -66,6 +70,7 @@ typedef struct fe_cuda_args {
     fe_cuda_extra extra;
     fe_cuda_world world;
     int blocks, ticket;
+    uint64_t number; /* of the launch, from 1; one of a graph keeps it */
     int early;       /* kernels are of code that has fe_after_stream: they may be set up ahead */
     int route_warps; /* of a block of count and place, and its shared memory */
     size_t route_shared;

@@ -122,6 +122,7 @@ static ferry_status open_device(fe_engine *engine) {
     if (!cuda) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the CUDA device", engine->heap.rank);
     engine->state = cuda;
     pthread_mutex_init(&cuda->lock, NULL);
+    pthread_mutex_init(&cuda->word, NULL);
     cuda->device = fe_cuda_memory_device(&engine->heap);
     ferry_status status = fe_cuda_enter(engine);
     if (status == FERRY_OK)
@@ -139,6 +140,7 @@ static void stop_device(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     while (cuda->streams) fe_cuda_stream_destroy((ferry_stream *)cuda->streams);
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
+    if (cuda->waits) cudaStreamSynchronize(cuda->waits);
 }
 
 static void close_device(fe_engine *engine) {
@@ -146,12 +148,14 @@ static void close_device(fe_engine *engine) {
     fe_cuda_enter(engine);
     for (int i = 0; i < FE_CUDA_SPARES; i++) cudaFree(cuda->spare[i].memory);
     if (cuda->stream) cudaStreamDestroy(cuda->stream);
+    if (cuda->waits) cudaStreamDestroy(cuda->waits);
     if (cuda->registered) cudaHostUnregister(fe_heap_control(&engine->heap, engine->heap.rank));
     cudaFree(cuda->tables);
     cudaFree(cuda->world.own);
     cudaFreeHost(cuda->world.report);
     cudaGetLastError();
     pthread_mutex_destroy(&cuda->lock);
+    pthread_mutex_destroy(&cuda->word);
     free(cuda);
     engine->state = NULL;
 }

@@ -25,12 +25,15 @@ typedef struct fe_cuda {
     int early; /* see launch.cuh */
     fe_cuda_world world;
     void *tables;        /* device memory: addresses of spaces, the map's arrays */
-    cudaStream_t stream; /* for calls with a NULL stream */
+    cudaStream_t stream; /* for calls with a NULL stream ... */
+    cudaStream_t waits;  /* ... and for those that wait for a word, which such a call of another thread may bring */
     _Atomic uint32_t ticket;
+    _Atomic uint64_t launches;
     size_t route_shared;
     int route_warps;
     bool registered;      /* the control block is mapped for the GPU */
     bool told;            /* a fatal report has become the group's fault */
+    pthread_mutex_t word; /* of the report's word while an atomic is under way */
     pthread_mutex_t lock; /* of what follows, and of reports */
     fe_cuda_stream *streams;
     struct {
@@ -54,8 +57,8 @@ size_t fe_cuda_extra_bytes(const fe_engine *engine, const fe_shape *shape);
 /* A fatal report that nobody has heard yet, with its sentence: now the group's fault. FERRY_OK: none. */
 ferry_status fe_cuda_news(fe_engine *engine);
 void fe_cuda_look(fe_engine *engine);
-/* The soft report, taken; FERRY_OK: none. shape: of the route it is about, or NULL. */
-ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass);
+/* The soft report of the launch of this number, or with 0 of any, taken; FERRY_OK: none. pass: what was launched, or NULL. */
+ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass, uint64_t number);
 
 /* stream.c */
 ferry_status fe_cuda_stream_create(fe_engine *engine, ferry_stream **stream);

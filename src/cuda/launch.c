@@ -41,6 +41,20 @@ size_t fe_cuda_extra_bytes(const fe_engine *engine, const fe_shape *shape) {
     return (size_t)(lay_extra(engine, shape, nowhere, &extra) - nowhere);
 }
 
+static bool has_notes(const fe_pass *p) {
+    return p->announce.used || p->await.used || p->signal.used || p->settle.used;
+}
+
+static int ticket_of(fe_cuda *cuda, const fe_pass *p) {
+    fe_kind kind = p->announce.used ? p->announce.kind
+                   : p->signal.used ? p->signal.kind
+                   : p->await.used  ? p->await.kind
+                                    : p->settle.kind;
+    int tide = kind == FE_MEET ? FE_CUDA_TIDES - 1 : (int)kind / 2;
+    if (has_notes(p)) return tide * 2 + p->half;
+    return FE_CUDA_TIDES * 2 + (int)(atomic_fetch_add(&cuda->ticket, 1) % FE_CUDA_TICKETS);
+}
+
 static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass) {
     fe_cuda *cuda = fe_cuda_of(engine);
     fe_cuda_args args = {.pass = *pass,
@@ -50,7 +64,8 @@ static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass) {
                          .route_warps = cuda->route_warps,
                          .route_shared = cuda->route_shared,
                          .spaces = engine->heap.space};
-    args.ticket = (int)(atomic_fetch_add(&cuda->ticket, 1) % FE_CUDA_TICKETS);
+    args.ticket = ticket_of(cuda, pass);
+    args.number = atomic_fetch_add(&cuda->launches, 1) + 1;
     if (!pass->route) return args;
     args.route = *pass->route;
     lay_extra(engine, &pass->route->shape, pass->route->extra, &args.extra);
@@ -58,29 +73,47 @@ static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass) {
 }
 
 /* Waits for the stream: what became of the pass. The first failure is the call's own; later ones hear that the group has failed. */
-static ferry_status finish(fe_engine *engine, cudaStream_t native, const fe_pass *pass) {
+static ferry_status finish(fe_engine *engine, cudaStream_t native, const fe_pass *pass, uint64_t number) {
     FE_CUDA_TRY(cudaStreamSynchronize(native), engine->heap.rank, pass->step);
     FE_TRY(fe_cuda_news(engine));
     FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
-    return fe_cuda_take_soft(engine, pass);
+    return fe_cuda_take_soft(engine, pass, number);
+}
+
+static ferry_status launch(fe_engine *engine, cudaStream_t native, bool wait, const fe_pass *pass) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    fe_cuda_args args = args_of(engine, pass);
+    ferry_status status = fe_cuda_ok(launches[pass->move](&args, native), engine->heap.rank, pass->step);
+    if (status != FERRY_OK) fe_cuda_core->fault_note(&engine->fault, status, true); /* the others wait for it */
+    if (status != FERRY_OK || !wait) return status;
+    FE_TRY(finish(engine, native, pass, args.number));
+    if (pass->move == FE_MOVE_ATOMIC) *pass->atomic.old = cuda->world.report->word;
+    return FERRY_OK;
+}
+
+/* The stream for waits is made by the first one: hardware queues are few. */
+static ferry_status stream_of(fe_engine *engine, ferry_stream *stream, const fe_pass *pass, cudaStream_t *native) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    *native = stream ? ((fe_cuda_stream *)stream)->native : cuda->stream;
+    if (stream || pass->move != FE_MOVE_UNTIL) return FERRY_OK;
+    pthread_mutex_lock(&cuda->lock);
+    cudaError_t error = cuda->waits ? cudaSuccess : cudaStreamCreateWithFlags(&cuda->waits, cudaStreamNonBlocking);
+    *native = cuda->waits;
+    pthread_mutex_unlock(&cuda->lock);
+    return fe_cuda_ok(error, engine->heap.rank, "making a stream");
 }
 
 ferry_status fe_cuda_submit(fe_engine *engine, ferry_stream *stream, const fe_pass *pass) {
     fe_cuda *cuda = fe_cuda_of(engine);
-    cudaStream_t native = stream ? ((fe_cuda_stream *)stream)->native : cuda->stream;
+    cudaStream_t native = NULL;
     FE_TRY(fe_cuda_enter(engine));
     fe_cuda_look(engine);
     FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
-    fe_cuda_args args = args_of(engine, pass);
-    ferry_status status = fe_cuda_ok(launches[pass->move](&args, native), engine->heap.rank, pass->step);
-    if (status != FERRY_OK) {
-        fe_cuda_core->fault_note(&engine->fault, status, true); /* the others wait for what was not started */
-        return status;
-    }
-    if (stream && !pass->outcome) return FERRY_OK;
-    status = finish(engine, native, pass);
-    if (status == FERRY_OK && pass->move == FE_MOVE_ATOMIC) *pass->atomic.old = cuda->world.report->word;
-    if (!stream) return status;
+    FE_TRY(stream_of(engine, stream, pass, &native));
+    if (pass->move == FE_MOVE_ATOMIC) pthread_mutex_lock(&cuda->word);
+    ferry_status status = launch(engine, native, !stream || pass->outcome, pass);
+    if (pass->move == FE_MOVE_ATOMIC) pthread_mutex_unlock(&cuda->word);
+    if (!stream || !pass->outcome) return status;
     pass->outcome->status = status;
     snprintf(pass->outcome->sentence, sizeof pass->outcome->sentence, "%s",
              status == FERRY_OK ? "" : fe_cuda_core->last_error());

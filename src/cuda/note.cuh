@@ -55,6 +55,7 @@ FE_DEVICE void fe_tell_fatal(const fe_cuda_args &a, ferry_status status, uint64_
 
 /* What is wrong with a step, and not with the group. One thread. */
 FE_DEVICE void fe_tell_soft(const fe_cuda_args &a, ferry_status status) {
+    a.world.report->soft_of = a.number;
     __threadfence_system();
     *(volatile uint32_t *)&a.world.report->soft = (uint32_t)status;
     __threadfence_system();
@@ -215,10 +216,11 @@ FE_DEVICE bool fe_close(const fe_cuda_args &a, uint64_t epoch) {
     uint32_t before = 0;
     if (fe_lane() == 0) {
         __threadfence();
-        before = atomicAdd(&own->done[a.ticket], 1u);
+        if (gridDim.x > 1) before = atomicAdd(&own->done[a.ticket], 1u);
         __threadfence();
     }
     if (__shfl_sync(FE_ALL, before, 0) + 1 != gridDim.x) return false;
+    __syncwarp(); /* what lane 0 has fenced comes before what any lane says */
     if (p.signal.used) fe_say(a, p.signal, epoch);
     bool good = !p.settle.used || (fe_hear(a, p.settle, epoch) && fe_agree(a, p.settle, epoch));
     if (good && p.counts_last) {
@@ -226,7 +228,7 @@ FE_DEVICE bool fe_close(const fe_cuda_args &a, uint64_t epoch) {
         fe_write_counts(a, fe_lane(), FE_WARP);
     }
     if (fe_lane() != 0) return false;
-    own->done[a.ticket] = 0;
+    if (gridDim.x > 1) own->done[a.ticket] = 0;
     if (fe_begins(p) && (good || p.lenient)) own->epoch[fe_pass_tide(p)][p.half] = epoch;
     return true;
 }

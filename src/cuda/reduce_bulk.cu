@@ -170,6 +170,7 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP)
     fe_reduce_teams(const __grid_constant__ fe_cuda_args a, const __grid_constant__ shape sh) {
     uint64_t epoch;
 #if FE_BULK
+    fe_after_stream();
     extern __shared__ __align__(128) char shared[];
     int row_bytes = (int)a.pass.reduce.columns * (16 / FE_LANES(IN)), grid = (int)gridDim.x;
     int warp = (int)threadIdx.x / FE_WARP, team = warp / (sh.adders + 1), member = warp % (sh.adders + 1);

@@ -47,12 +47,15 @@ static ferry_status tell_soft(const fe_engine *engine, const fe_cuda_report *r, 
                    (unsigned long long)pass->until.value, (unsigned long long)r->word);
 }
 
-ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass) {
+ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass, uint64_t number) {
     fe_cuda *cuda = fe_cuda_of(engine);
     pthread_mutex_lock(&cuda->lock);
     fe_cuda_report *r = cuda->world.report;
-    ferry_status status = *(volatile uint32_t *)&r->soft ? tell_soft(engine, r, pass) : FERRY_OK;
-    r->soft = FERRY_OK;
+    ferry_status status = FERRY_OK;
+    if (*(volatile uint32_t *)&r->soft && (!number || r->soft_of == number)) {
+        status = tell_soft(engine, r, pass);
+        r->soft = FERRY_OK;
+    }
     pthread_mutex_unlock(&cuda->lock);
     return status;
 }

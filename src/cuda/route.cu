@@ -190,14 +190,12 @@ FE_DEVICE void judge(const fe_cuda_args &a, bool exchanged, const fe_totals *of_
     if (overflow) v->totals.received = 0;
 }
 
-/* What only one block writes: totals, demand, and zeros where nothing is sent. sent and dropped are added to by all. */
+/* What only one block writes: totals and demand. sent and dropped are added to by all. */
 FE_DEVICE void write_results(const fe_cuda_args &a, const verdict *v, bool exchanged, const int32_t *all) {
     const fe_shape &s = a.route.shape;
     const fe_map &map = a.world.map;
-    int local = fe_map_local(&map, s.rank), units = s.layout == FERRY_LAYOUT_RANK ? s.ranks : map.homes;
-    int blocks = (s.layout == FERRY_LAYOUT_RANK ? 1 : local) * s.ranks;
+    int local = fe_map_local(&map, s.rank);
     size_t length = fe_counts_length(&map);
-    bool overflow = v->totals.overflow_rank >= 0 && s.overflow == FERRY_OVERFLOW_ERROR;
     if (threadIdx.x == 0) {
         fe_totals *t = a.route.totals;
         t->rows = v->totals.rows;
@@ -213,8 +211,15 @@ FE_DEVICE void write_results(const fe_cuda_args &a, const verdict *v, bool excha
             sum += all[(size_t)source * length + FE_COUNT_HEADER + s.ranks + map.rank_first[s.rank] + i];
         a.route.demand[i] = sum;
     }
-    for (int i = (int)threadIdx.x; overflow && i < blocks; i += (int)blockDim.x) a.route.blocks.counts[i] = 0;
-    for (int i = (int)threadIdx.x; overflow && i < units; i += (int)blockDim.x) a.route.scratch.keep[i] = 0;
+}
+
+/* An overflow that is an error sends nothing. One thread, when all blocks, which write the same counts, are through. */
+FE_DEVICE void send_nothing(const fe_cuda_args &a) {
+    const fe_shape &s = a.route.shape;
+    int local = fe_map_local(&a.world.map, s.rank), units = s.layout == FERRY_LAYOUT_RANK ? s.ranks : a.world.map.homes;
+    int blocks = (s.layout == FERRY_LAYOUT_RANK ? 1 : local) * s.ranks;
+    for (int i = 0; i < blocks; i++) a.route.blocks.counts[i] = 0;
+    for (int i = 0; i < units; i++) a.route.scratch.keep[i] = 0;
 }
 
 FE_DEVICE int unit_of(const fe_cuda_args &a, int64_t token, fe_cuda_place place) {
@@ -331,6 +336,7 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) place_kernel(const __g
     if (blockIdx.x == 0) write_results(a, &v, exchanged, all);
     if (!fe_close(a, epoch)) return;
     if (v.totals.overflow_rank < 0 || s.overflow != FERRY_OVERFLOW_ERROR) return;
+    send_nothing(a);
     a.world.report->totals = v.totals;
     fe_tell_soft(a, FERRY_OVERFLOW);
 }

@@ -62,7 +62,7 @@ ferry_status fe_cuda_stream_sync(ferry_stream *stream) {
         return status;
     }
     FE_TRY(fe_cuda_news(engine));
-    status = fe_cuda_take_soft(engine, NULL);
+    status = fe_cuda_take_soft(engine, NULL, 0);
     if (status != FERRY_OK) fe_cuda_core->fault_note(&engine->fault, status, false);
     return status;
 }
@@ -114,9 +114,29 @@ ferry_status fe_cuda_event_record(ferry_event *event, ferry_stream *stream) {
                       "recording an event");
 }
 
+static bool capturing(cudaStream_t stream) {
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    return cudaStreamIsCapturing(stream, &status) == cudaSuccess && status == cudaStreamCaptureStatusActive;
+}
+
+/* A graph must not wait for an event from outside, nor a stream for one of a graph that is captured already: what has happened is not
+ * waited for, and a graph's event by waiting for what was replayed so far. */
+static bool is_over(fe_cuda_event *e, ferry_stream *stream) {
+    if (capturing(e->recorded_on)) return false; /* of this capture: a wait joins the stream to it */
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    cudaError_t error = cudaEventQuery(e->native);
+    if (error == cudaErrorCapturedEvent && !capturing(own(stream)->native))
+        error = cudaStreamSynchronize(e->recorded_on);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    cudaGetLastError();
+    return error == cudaSuccess;
+}
+
 ferry_status fe_cuda_event_await(ferry_stream *stream, ferry_event *event) {
     if (!of(event)->recorded) return FERRY_OK;
     FE_TRY(fe_cuda_enter(event->engine));
+    if (is_over(of(event), stream)) return FERRY_OK;
     return fe_cuda_ok(cudaStreamWaitEvent(own(stream)->native, of(event)->native, 0), event->engine->heap.rank,
                       "waiting for an event");
 }

@@ -246,7 +246,8 @@ ferry_status ferry_combine_send(ferry_route *r, const ferry_combine_in *in, cons
     plan p;
     FE_TRY(fe_route_check(r, stream, "ferry_combine_send"));
     FE_TRY(make_plan(r, in, options, &p));
-    return send(&p, stream);
+    FE_TRY(send(&p, stream));
+    return fe_flight_mark(r->group, &r->group->combine[p.half], stream);
 }
 
 ferry_status ferry_combine_recv(ferry_route *r, ferry_combine_out *out, ferry_stream *stream) {
@@ -257,6 +258,7 @@ ferry_status ferry_combine_recv(ferry_route *r, ferry_combine_out *out, ferry_st
     fe_reduce reduce = flight->pass.reduce;
     FE_TRY(plan_out(r, out, weights, &reduce));
     flight->pass.reduce = reduce;
+    FE_TRY(fe_flight_await(r->group, flight, stream));
     return receive(flight, stream);
 }
 

@@ -340,7 +340,8 @@ ferry_status ferry_dispatch_send(ferry_route *r, const ferry_dispatch_in *in, fe
     plan p;
     FE_TRY(fe_route_check(r, stream, "ferry_dispatch_send"));
     FE_TRY(make_plan(r, in, out, options, &p));
-    return send(&p, out, stream);
+    FE_TRY(send(&p, out, stream));
+    return fe_flight_mark(r->group, &r->group->dispatch[p.half], stream);
 }
 
 ferry_status ferry_dispatch_recv(ferry_route *r, ferry_dispatch_out *out, ferry_stream *stream) {
@@ -351,6 +352,7 @@ ferry_status ferry_dispatch_recv(ferry_route *r, ferry_dispatch_out *out, ferry_
     if (flight->out != out->rows.data)
         return fe_fail(FERRY_INVALID, "ferry_dispatch_recv: out is not what dispatch %llu was sent with",
                        (unsigned long long)flight->epoch);
+    FE_TRY(fe_flight_await(r->group, flight, stream));
     return receive(flight, stream);
 }
 

@@ -215,10 +215,12 @@ static ferry_status make(ferry_group *g, ferry_route *r, ferry_stream *stream) {
     uint64_t epoch = fe_needs_exchange(&r->data.shape) ? ++g->exchanges : 0;
     if (epoch) {
         pass = spread_pass(r, epoch);
+        FE_TRY(fe_flight_await(g, &g->exchange, stream));
         FE_TRY(fe_route_submit(g, stream, &pass, wait));
     }
     pass = place_pass(r, epoch);
-    return fe_route_submit(g, stream, &pass, wait);
+    FE_TRY(fe_route_submit(g, stream, &pass, wait));
+    return epoch ? fe_flight_mark(g, &g->exchange, wait ? NULL : stream) : FERRY_OK;
 }
 
 /* ---- what the host knows ---- */

@@ -201,6 +201,7 @@ void ferry_group_destroy(ferry_group *g) {
         if (g->combine[half].done) e->device->event_destroy(g->combine[half].done);
     }
     if (g->meeting.done) e->device->event_destroy(g->meeting.done);
+    if (g->exchange.done) e->device->event_destroy(g->exchange.done);
     while (g->made) ferry_route_destroy(g->made);
     if (e->state) e->device->close(e);
     fe_heap_destroy(&e->heap);

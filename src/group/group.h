@@ -12,8 +12,8 @@ typedef struct fe_flight {
     fe_pass pass;          /* of the second half */
     bool orphan;           /* its route was destroyed before the second half: this half of the buffers stays closed */
     const void *out;       /* what the first half was given to fill */
-    ferry_stream *done_on; /* the stream that ran the second half last, if it was on one ... */
-    ferry_event *done;     /* ... and its end, so that another stream's first half waits for it */
+    ferry_stream *done_on; /* the stream that ran a half last, if it was on one ... */
+    ferry_event *done;     /* ... and its end, so that another stream's next half waits for it */
 } fe_flight;
 
 struct ferry_group {
@@ -26,7 +26,7 @@ struct ferry_group {
         exchanges; /* steps so far of that kind; equal on all ranks. exchanges: routes that exchange counts */
     uint64_t dispatches, combines;
     fe_flight dispatch[2], combine[2]; /* by half */
-    fe_flight meeting;                 /* the last: meetings on different streams keep the order of their calls */
+    fe_flight meeting, exchange;       /* the last: on different streams too they keep the order of their calls */
     ferry_route *made;                 /* list of routes */
     int64_t stream_bytes;
 };
@@ -40,7 +40,7 @@ ferry_status fe_group_own(const ferry_group *group, const ferry_stream *stream, 
 
 /* Keeps order between streams: what `flight` last did on another stream is over before `stream` (or, NULL, this thread) goes on. */
 ferry_status fe_flight_await(ferry_group *group, fe_flight *flight, ferry_stream *stream);
-/* Notes that the flight's second half has been put on the stream. */
+/* Notes that a half of the flight has been put on the stream. */
 ferry_status fe_flight_mark(ferry_group *group, fe_flight *flight, ferry_stream *stream);
 
 #endif

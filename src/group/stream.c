@@ -38,6 +38,7 @@ void ferry_stream_destroy(ferry_stream *stream) {
     forget_stream(g->dispatch, 2, stream);
     forget_stream(g->combine, 2, stream);
     forget_stream(&g->meeting, 1, stream);
+    forget_stream(&g->exchange, 1, stream);
 }
 _Static_assert(offsetof(struct ferry_group, engine) == 0, "a stream's engine leads to its group");
 

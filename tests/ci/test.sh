@@ -78,6 +78,13 @@ cuda() { # every kernel file for every architecture; nothing of it is run
     done
 }
 
+peers() { # the MPI programs that benchmarks compare with still compile, and their results are right
+    printf '\n==== peers\n'
+    command -v mpicc.openmpi mpicc.mpich >/dev/null || { echo "SKIP peers: no Open MPI or MPICH on this machine" && return; }
+    step "bench/compare.py" python3 bench/compare.py --ferry build/ferry --results build/peers --tokens 64 --hidden 256 \
+        --rounds 1 --iters 2 --check && echo "bench/compare.py: every program checked"
+}
+
 run=
 tests gcc build
 export FERRY_TEST_CASES=300
@@ -92,6 +99,7 @@ run=
 export FERRY_TEST_CASES=40
 tests arm build/arm -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DFERRY_COMMAND=OFF
 cuda
+peers
 
 printf '\n'
 [ -z "$broken" ] || printf 'failed:%s\n' "$broken"

@@ -125,6 +125,7 @@ static bool open_group(exchange *x) {
         if (experts[i] != x->me->experts[i])
             return X_FAIL(x, "local expert %d is expert %d, not %d", i, experts[i], x->me->experts[i]);
     if (c->stream) RANK_OK(x->env, ferry_stream_create(x->group, &x->stream));
+    if (c->stream) RANK_OK(x->env, ferry_stream_create(x->group, &x->other));
     return true;
 }
 
@@ -214,6 +215,7 @@ static bool make_route(exchange *x, bool *overflow) {
 
 static bool sync_stream(exchange *x) {
     if (x->stream) RANK_OK(x->env, ferry_stream_sync(x->stream));
+    if (x->other) RANK_OK(x->env, ferry_stream_sync(x->other));
     return true;
 }
 
@@ -229,7 +231,7 @@ static bool dispatch_pair(exchange *x, int first, int last) {
             RANK_OK(x->env, ferry_dispatch(x->route, &f->in, &f->out, &f->options, x->stream));
     }
     for (int i = first; x->c->split && i < last; i++)
-        RANK_OK(x->env, ferry_dispatch_recv(x->route, &x->flight[i].out, x->stream));
+        RANK_OK(x->env, ferry_dispatch_recv(x->route, &x->flight[i].out, i % 2 ? x->other : x->stream));
     if (!sync_stream(x)) return false;
     for (int i = first; i < last; i++)
         if (!exchange_check_dispatch(x, i)) return false;
@@ -247,7 +249,7 @@ static bool combine_pair(exchange *x, int first, int last) {
             RANK_OK(x->env, ferry_combine(x->route, &f->back, &f->sum, &f->how, x->stream));
     }
     for (int i = first; x->c->split && i < last; i++)
-        RANK_OK(x->env, ferry_combine_recv(x->route, &x->flight[i].sum, x->stream));
+        RANK_OK(x->env, ferry_combine_recv(x->route, &x->flight[i].sum, i % 2 ? x->other : x->stream));
     if (!sync_stream(x)) return false;
     for (int i = first; i < last; i++)
         if (!exchange_check_combine(x, i)) return false;
@@ -282,6 +284,7 @@ bool exchange_rank(rank_env *env) {
     ranks_step(env, "the end");
     ferry_route_destroy(x->route);
     ferry_stream_destroy(x->stream);
+    ferry_stream_destroy(x->other);
     ferry_group_destroy(x->group);
     for (int i = 0; i < x->owned_count; i++) fe_memory_free(x->owned[i]);
     free(x);

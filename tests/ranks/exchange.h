@@ -22,7 +22,7 @@ typedef struct exchange {
     const oracle_rank *me; /* the same in every round */
     int rank, tokens;
     ferry_group *group;
-    ferry_stream *stream;
+    ferry_stream *stream, *other;
     ferry_route *route;
     ferry_route_info info;
     void *owned[OWNED]; /* freed at the end */

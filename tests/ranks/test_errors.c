@@ -455,12 +455,30 @@ static void test_nothing_leaks(void **state) {
     }
 }
 
-/* After a kill -9 of everybody, /dev/shm and /tmp hold nothing of ours. */
+/* All shared memory of this machine, in MB: heaps have no names to look for. */
+static int64_t shared_mb(void) {
+    FILE *f = fopen("/proc/meminfo", "r");
+    char line[256];
+    long long kb = 0;
+    while (f && fgets(line, sizeof line, f)) sscanf(line, "Shmem: %lld", &kb);
+    if (f) fclose(f);
+    return kb / 1024;
+}
+
+enum { HEAP_MB = 64, SOME_MB = 64 }; /* of each rank; what others may take or give back meanwhile */
+
+/* After a kill -9 of everybody, nothing of their heaps is left: neither a name in /dev/shm nor the memory. */
 static bool killed_rank(rank_env *env) {
     ferry_group_config cfg = ranks_config(4, 16, 8, 2);
+    const int64_t *before = env->arg;
     ferry_group *g;
+    void *mine;
+    cfg.heap_bytes = (int64_t)HEAP_MB << 20;
     if (!ranks_group(env, &cfg, &g)) return false;
-    RANK_OK(env, ferry_barrier(g, NULL));
+    RANK_OK(env, ferry_heap_alloc(g, (size_t)HEAP_MB << 20, &mine));
+    if (cfg.device == FERRY_CPU) memset(mine, 1, (size_t)HEAP_MB << 20);
+    RANK_CHECK(env, ranks_meet(env));
+    if (cfg.device == FERRY_CPU) RANK_CHECK(env, shared_mb() - *before > RANKS * HEAP_MB - SOME_MB);
     RANK_CHECK(env, ranks_meet(env));
     ranks_doom(env);
     kill(getpid(), SIGKILL);
@@ -469,9 +487,13 @@ static bool killed_rank(rank_env *env) {
 
 static void test_no_shared_memory_after_kill(void **state) {
     (void)state;
-    int before = ranks_held().shm_files;
-    RANKS_ASSERT(RANKS_PROCESSES, RANKS, killed_rank, NULL);
-    assert_int_equal(ranks_held().shm_files, before);
+    int files = ranks_held().shm_files;
+    int64_t before = shared_mb();
+    RANKS_ASSERT(RANKS_PROCESSES, RANKS, killed_rank, &before);
+    assert_int_equal(ranks_held().shm_files, files);
+    for (int i = 0; i < 300 && shared_mb() > before + SOME_MB; i++)
+        nap_ms(10); /* the last of them is being taken apart */
+    assert_true(shared_mb() <= before + SOME_MB);
 }
 
 int main(void) {

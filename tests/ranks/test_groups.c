@@ -120,6 +120,7 @@ static void test_callback(void **state) {
 typedef struct launcher {
     const char *rank, *ranks;
     bool torch; /* MASTER_ADDR and MASTER_PORT instead of FERRY_BOOT */
+    bool bare;  /* neither meeting place nor secret: what the common parent process gives */
     int port;
 } launcher;
 
@@ -138,6 +139,10 @@ static void clear_launchers(void) {
                                         "PMIX_SIZE",
                                         "SLURM_PROCID",
                                         "SLURM_NTASKS",
+                                        "SLURM_NPROCS",
+                                        "SLURM_STEP_ID",
+                                        "TORCHELASTIC_RUN_ID",
+                                        "FERRY_BOOT_SECRET",
                                         "FERRY_BOOT",
                                         "SLURM_JOB_ID",
                                         "PMIX_NAMESPACE",
@@ -162,11 +167,11 @@ static bool env_rank(rank_env *env) {
     if (l->torch) {
         setenv("MASTER_ADDR", "127.0.0.1", 1);
         set_number("MASTER_PORT", l->port);
-    } else {
+    } else if (!l->bare) {
         snprintf(boot, sizeof boot, "127.0.0.1:%d", l->port);
         setenv("FERRY_BOOT", boot, 1);
     }
-    setenv("FERRY_BOOT_SECRET", "a secret of this test", 1);
+    if (!l->bare) setenv("FERRY_BOOT_SECRET", "a secret of this test", 1);
     ranks_step(env, "ferry_group_create_env by %s", l->rank);
     RANK_OK(env, ferry_group_create_env(&cfg, &g));
     if (!check_group(env, g, env->rank, env->ranks)) return false;
@@ -208,11 +213,15 @@ static bool no_launcher_rank(rank_env *env) {
 
 static void test_environment(void **state) {
     (void)state;
-    launcher launchers[] = {{"FERRY_RANK", "FERRY_RANKS", false, 0},
-                            {"RANK", "WORLD_SIZE", true, 0},
-                            {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", false, 0},
-                            {"PMI_RANK", "PMI_SIZE", false, 0},
-                            {"SLURM_PROCID", "SLURM_NTASKS", false, 0}};
+    launcher launchers[] = {{.rank = "FERRY_RANK", .ranks = "FERRY_RANKS"},
+                            {.rank = "RANK", .ranks = "WORLD_SIZE", .torch = true},
+                            {.rank = "OMPI_COMM_WORLD_RANK", .ranks = "OMPI_COMM_WORLD_SIZE"},
+                            {.rank = "PMI_RANK", .ranks = "PMI_SIZE"},
+                            {.rank = "PMIX_RANK", .ranks = "PMIX_SIZE"},
+                            {.rank = "PMIX_RANK", .ranks = "SLURM_NTASKS"},
+                            {.rank = "SLURM_PROCID", .ranks = "SLURM_NTASKS"},
+                            {.rank = "SLURM_PROCID", .ranks = "SLURM_NPROCS"},
+                            {.rank = "PMI_RANK", .ranks = "PMI_SIZE", .bare = true}};
     for (size_t i = 0; i < sizeof launchers / sizeof *launchers; i++) {
         launchers[i].port = free_port();
         RANKS_ASSERT(RANKS_PROCESSES, RANKS, env_rank, &launchers[i]);

@@ -62,7 +62,7 @@ static void list_options(fe_bench_options *o, fe_option *table) {
         {"device", FE_OPTION_CHOICE, &o->device, "cpu|cuda", 0, 0, "where ranks run", NULL},
         {"sms", FE_OPTION_INT, &o->sms, "N", 1, 1024, "cuda: SMs that a step of each rank uses",
          "FERRY_SMS, or the GPU's share of a rank"},
-        {"batch", FE_OPTION_INT, &o->batch, "N", 1, 1000, "cuda: steps in a sample", NULL},
+        {"batch", FE_OPTION_INT, &o->batch, "N", 1, 1000, "cuda: steps in a sample", "20"},
         {"graph", FE_OPTION_FLAG, &o->graph, NULL, 0, 0, "cuda: replay each sample's steps as a CUDA graph", NULL},
         {"tokens", FE_OPTION_INT, &o->tokens, "N", 1, 1 << 20, "tokens of each rank, or at most this many of a trace",
          "4096; latency: 128; a trace: all"},
@@ -122,6 +122,8 @@ static bool derive(fe_bench *b) {
     if (o->routes && o->skew > 0) return refuse("--skew goes with random routing, not with --routes");
     if (o->sms && !b->gpu) return refuse("--sms goes with --device cuda");
     if (!o->iters) o->iters = b->mode == FERRY_LATENCY ? b->gpu ? 100 : 500 : 30;
+    if (o->batch && !b->gpu) return refuse("--batch goes with --device cuda");
+    if (!o->batch) o->batch = 20;
     if (o->graph && (!b->gpu || o->batch % 2)) return refuse("--graph goes with --device cuda and an even --batch");
     return true;
 }
@@ -140,14 +142,8 @@ static int finish(const fe_bench *b, int argc, char **argv) {
 
 int ferry_cmd_bench(int argc, char **argv) {
     static fe_bench b;
-    b.o = (fe_bench_options){.ranks = 2,
-                             .hidden = 7168,
-                             .warmup = 3,
-                             .layer = -1,
-                             .timeout_s = 30,
-                             .deadline_s = 600,
-                             .ranks_as = -1,
-                             .batch = 20};
+    b.o = (fe_bench_options){
+        .ranks = 2, .hidden = 7168, .warmup = 3, .layer = -1, .timeout_s = 30, .deadline_s = 600, .ranks_as = -1};
     fe_option table[OPTIONS];
     list_options(&b.o, table);
     const fe_usage usage = {
