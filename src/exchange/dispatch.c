@@ -327,8 +327,16 @@ static ferry_status send(const plan *p, ferry_dispatch_out *out, ferry_stream *s
     return FERRY_OK;
 }
 
+/* Receives write their route's counts: two of one route keep their order, on different streams too. */
+static ferry_status await_counts(fe_flight *flight, ferry_route *r, ferry_stream *stream) {
+    fe_flight *halves = r->group->dispatch, *other = flight == halves ? halves + 1 : halves;
+    flight->counted = r;
+    return other->counted == r ? fe_flight_await(r->group, other, stream) : FERRY_OK;
+}
+
 static ferry_status receive(fe_flight *flight, ferry_stream *stream) {
     ferry_route *r = flight->route;
+    FE_TRY(await_counts(flight, r, stream));
     FE_TRY(fe_route_submit(r->group, stream, &flight->pass, false));
     flight->route = NULL;
     r->dispatched = true;
@@ -363,6 +371,7 @@ ferry_status ferry_dispatch(ferry_route *r, const ferry_dispatch_in *in, ferry_d
     FE_TRY(make_plan(r, in, out, options, &p));
     if (fits_one_pass(&p)) {
         fe_pass pass = whole_pass(&p);
+        FE_TRY(await_counts(&r->group->dispatch[p.half], r, stream));
         FE_TRY(submit(&p, &pass, out, stream));
         r->dispatched = true;
         return fe_flight_mark(r->group, &r->group->dispatch[p.half], stream);

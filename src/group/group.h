@@ -9,7 +9,8 @@
 typedef struct fe_flight {
     ferry_route *route; /* NULL: nothing is in flight here */
     uint64_t epoch;
-    fe_pass pass;          /* of the second half */
+    fe_pass pass;               /* of the second half */
+    const ferry_route *counted; /* the route whose counts this half's receive wrote last; only compared */
     bool orphan;           /* its route was destroyed before the second half: this half of the buffers stays closed */
     const void *out;       /* what the first half was given to fill */
     ferry_stream *done_on; /* the stream that ran a half last, if it was on one ... */
