@@ -429,7 +429,8 @@ static inline ferry_route_config ferry_route_config_init(void) {
 
 /* [collective] Makes a route. THROUGHPUT: waits on the host until the counts of all ranks are known. LATENCY: nothing is
  * waited for in RANK and SLOTS; EXPERT, and any layout with a capacity, packs rows and exchanges counts, on a stream without a host
- * wait. A route serves any number of dispatches and combines, with rows of any width up to the group's.
+ * wait. On a stream that a CUDA graph is being captured from nothing runs yet: in either mode the host then knows capacities and no
+ * counts, as in LATENCY. A route serves any number of dispatches and combines, with rows of any width up to the group's.
  * FERRY_INVALID (SLOTS that do not fit the receive buffer; an index outside -1..E-1 is named with token and choice; in LATENCY mode on a stream it becomes the stream's
  * error), FERRY_OVERFLOW, FERRY_MISMATCH, FERRY_TIMEOUT, FERRY_NOMEM. */
 FERRY_API ferry_status ferry_route_create(ferry_group *group, const ferry_route_config *cfg, ferry_route **route,
@@ -439,8 +440,8 @@ FERRY_API void ferry_route_destroy(ferry_route *route);
 
 #define FERRY_MAGIC_ROUTE_INFO 0x464752494e464f31ull
 
-/* What the host knows. Pointers are the route's memory. L local experts, R ranks. In LATENCY mode rows has the worst case
- * and the pointers are NULL: the counts come with each dispatch (ferry_dispatch_out). */
+/* What the host knows. Pointers are the route's memory. L local experts, R ranks. In LATENCY mode, and of a route in a CUDA graph, rows has
+ * the worst case and the pointers are NULL: the counts come with each dispatch (ferry_dispatch_out). */
 typedef struct ferry_route_info {
     size_t size;
     uint64_t magic;

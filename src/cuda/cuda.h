@@ -77,6 +77,20 @@ typedef struct fe_cuda_args {
     char *const *spaces; /* world.space, in host memory */
 } fe_cuda_args;
 
+FE_PURE int fe_tide(fe_kind kind) {
+    return kind == FE_MEET ? FE_CUDA_TIDES - 1 : (int)kind / 2;
+}
+FE_PURE bool fe_has_notes(const fe_pass *p) {
+    return p->announce.used || p->await.used || p->signal.used || p->settle.used;
+}
+/* Of the pass's notes; they are all of one. */
+FE_PURE int fe_pass_tide(const fe_pass *p) {
+    return fe_tide(p->announce.used ? p->announce.kind
+                   : p->signal.used ? p->signal.kind
+                   : p->await.used  ? p->await.kind
+                                    : p->settle.kind);
+}
+
 #ifdef __cplusplus
 extern "C" {
 #endif

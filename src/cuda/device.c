@@ -88,7 +88,6 @@ static ferry_status fill_world(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     int rank = engine->heap.rank;
     void *own = NULL, *report = NULL;
-    FE_CUDA_TRY(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), rank, "making a stream");
     FE_CUDA_TRY(cudaMalloc(&own, sizeof(fe_cuda_own)), rank, "taking GPU memory");
     cuda->world.own = own;
     FE_CUDA_TRY(cudaMemsetAsync(own, 0, sizeof(fe_cuda_own), cuda->stream), rank, "clearing GPU memory");
@@ -124,6 +123,7 @@ static ferry_status open_device(fe_engine *engine) {
     pthread_mutex_init(&cuda->lock, NULL);
     pthread_mutex_init(&cuda->word, NULL);
     cuda->device = fe_cuda_memory_device(&engine->heap);
+    cuda->stream = fe_cuda_memory_stream(&engine->heap);
     ferry_status status = fe_cuda_enter(engine);
     if (status == FERRY_OK)
         status = fe_cuda_ok(cudaGetDeviceProperties(&prop, cuda->device), engine->heap.rank, "looking at the GPU");
@@ -139,7 +139,7 @@ static ferry_status open_device(fe_engine *engine) {
 static void stop_device(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     while (cuda->streams) fe_cuda_stream_destroy((ferry_stream *)cuda->streams);
-    if (cuda->stream) cudaStreamSynchronize(cuda->stream);
+    cudaStreamSynchronize(cuda->stream);
     if (cuda->waits) cudaStreamSynchronize(cuda->waits);
 }
 
@@ -147,7 +147,6 @@ static void close_device(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     fe_cuda_enter(engine);
     for (int i = 0; i < FE_CUDA_SPARES; i++) cudaFree(cuda->spare[i].memory);
-    if (cuda->stream) cudaStreamDestroy(cuda->stream);
     if (cuda->waits) cudaStreamDestroy(cuda->waits);
     if (cuda->registered) cudaHostUnregister(fe_heap_control(&engine->heap, engine->heap.rank));
     cudaFree(cuda->tables);
@@ -174,8 +173,8 @@ static void *take_spare(fe_cuda *cuda, size_t bytes) {
     return memory;
 }
 
-/* A route may be made while a stream is being captured: taking memory is no part of the graph, and is allowed only to a thread that
- * says so. */
+/* A route may be made, and another destroyed, while a stream is being captured: memory is no part of the graph, and is taken and given
+ * only by a thread that says so. */
 static void *alloc(fe_engine *engine, size_t bytes) {
     void *memory = take_spare(fe_cuda_of(engine), bytes);
     if (memory || fe_cuda_enter(engine) != FERRY_OK) return memory;
@@ -185,6 +184,15 @@ static void *alloc(fe_engine *engine, size_t bytes) {
     cudaThreadExchangeStreamCaptureMode(&mode);
     cudaGetLastError();
     return memory;
+}
+
+static void give_back(fe_engine *engine, void *memory) {
+    if (fe_cuda_enter(engine) != FERRY_OK) return;
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    cudaFree(memory);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    cudaGetLastError();
 }
 
 static void release(fe_engine *engine, void *memory, size_t bytes) {
@@ -197,7 +205,7 @@ static void release(fe_engine *engine, void *memory, size_t bytes) {
         memory = NULL;
     }
     pthread_mutex_unlock(&cuda->lock);
-    if (memory && fe_cuda_enter(engine) == FERRY_OK) cudaFree(memory);
+    if (memory) give_back(engine, memory);
 }
 
 static ferry_status fetch(fe_engine *engine, ferry_stream *stream, void *host, const void *from, size_t bytes) {
@@ -241,6 +249,7 @@ static const fe_device device = {
     .stream_sync = fe_cuda_stream_sync,
     .stream_drain = fe_cuda_stream_drain,
     .stream_idle = fe_cuda_stream_idle,
+    .stream_captured = fe_cuda_stream_captured,
     .event_create = fe_cuda_event_create,
     .event_destroy = fe_cuda_event_destroy,
     .event_record = fe_cuda_event_record,

@@ -67,6 +67,9 @@ void fe_cuda_stream_destroy(ferry_stream *stream);
 ferry_status fe_cuda_stream_sync(ferry_stream *stream);
 void fe_cuda_stream_drain(ferry_stream *stream);
 int fe_cuda_stream_idle(ferry_stream *stream);
+int fe_cuda_stream_captured(ferry_stream *stream);
+/* A graph is being captured from the stream, or was until something spoilt it. */
+bool fe_cuda_captured(cudaStream_t stream);
 ferry_status fe_cuda_call(ferry_stream *stream, void (*function)(void *), void *argument);
 ferry_status fe_cuda_event_create(fe_engine *engine, ferry_event **event);
 void fe_cuda_event_destroy(ferry_event *event);

@@ -41,17 +41,8 @@ size_t fe_cuda_extra_bytes(const fe_engine *engine, const fe_shape *shape) {
     return (size_t)(lay_extra(engine, shape, nowhere, &extra) - nowhere);
 }
 
-static bool has_notes(const fe_pass *p) {
-    return p->announce.used || p->await.used || p->signal.used || p->settle.used;
-}
-
 static int ticket_of(fe_cuda *cuda, const fe_pass *p) {
-    fe_kind kind = p->announce.used ? p->announce.kind
-                   : p->signal.used ? p->signal.kind
-                   : p->await.used  ? p->await.kind
-                                    : p->settle.kind;
-    int tide = kind == FE_MEET ? FE_CUDA_TIDES - 1 : (int)kind / 2;
-    if (has_notes(p)) return tide * 2 + p->half;
+    if (fe_has_notes(p)) return fe_pass_tide(p) * 2 + p->half;
     return FE_CUDA_TIDES * 2 + (int)(atomic_fetch_add(&cuda->ticket, 1) % FE_CUDA_TICKETS);
 }
 
@@ -84,7 +75,8 @@ static ferry_status launch(fe_engine *engine, cudaStream_t native, bool wait, co
     fe_cuda *cuda = fe_cuda_of(engine);
     fe_cuda_args args = args_of(engine, pass);
     ferry_status status = fe_cuda_ok(launches[pass->move](&args, native), engine->heap.rank, pass->step);
-    if (status != FERRY_OK) fe_cuda_core->fault_note(&engine->fault, status, true); /* the others wait for it */
+    if (status != FERRY_OK && !fe_cuda_captured(native)) /* the others wait for it */
+        fe_cuda_core->fault_note(&engine->fault, status, true);
     if (status != FERRY_OK || !wait) return status;
     FE_TRY(finish(engine, native, pass, args.number));
     if (pass->move == FE_MOVE_ATOMIC) *pass->atomic.old = cuda->world.report->word;

@@ -1,4 +1,5 @@
-/* A space is one physical allocation of the driver's (cuMemCreate), exported as a file descriptor. Whoever maps it holds it: a rank that
+/* A space is one physical allocation of the driver's (cuMemCreate), exported as a file descriptor; and where the driver offers it, as a
+ * fabric handle, which serves where the kernel does not hand out descriptors of other processes. Whoever maps it holds it: a rank that
  * leaves takes nothing away from a late peer's store. Threads of one process import it as processes do. Where the driver does not export,
  * cudaMalloc with CUDA IPC serves, whose memory must not be freed before all have let go. */
 #include "cuda/memory.h"
@@ -10,19 +11,30 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-typedef enum card_kind { CARD_EXPORT = 1, CARD_IPC = 2 } card_kind;
+#define LET_GO_MS 1000 /* for the others to unmap memory that its owner is about to free */
+
+typedef enum card_kind {
+    CARD_EXPORT = 1,
+    CARD_IPC,
+    CARD_THREAD /* CARD_IPC's memory, of a thread of this process */
+} card_kind;
 
 typedef struct card { /* in an fe_card */
     int32_t kind, fd, device;
     uint8_t uuid[16];
     uint64_t pointer;
-    cudaIpcMemHandle_t ipc; /* 64 bytes */
+    bool has_fabric;
+    union { /* 64 bytes each */
+        cudaIpcMemHandle_t ipc;
+        CUmemFabricHandle fabric;
+    };
 } card;
 _Static_assert(sizeof(card) <= sizeof(fe_card), "what maps a GPU's memory must fit the introduction");
 
 typedef struct state {
     int device, sharing, fd;
     card_kind kind;
+    cudaStream_t stream;
     uint8_t uuid[16];
     size_t bytes;   /* rounded up to the driver's granularity */
     card_kind *how; /* [ranks] in which each is mapped; 0: not */
@@ -30,6 +42,7 @@ typedef struct state {
 
 /* The driver, found through the runtime: this library does not need libcuda.so to be loaded. */
 static struct driver {
+    CUresult (*attribute)(int *, CUdevice_attribute, CUdevice);
     CUresult (*granularity)(size_t *, const CUmemAllocationProp *, CUmemAllocationGranularity_flags);
     CUresult (*create)(CUmemGenericAllocationHandle *, size_t, const CUmemAllocationProp *, unsigned long long);
     CUresult (*release)(CUmemGenericAllocationHandle);
@@ -52,7 +65,8 @@ static bool find(const char *name, void *function) {
 }
 
 static bool find_driver(void) {
-    return find("cuMemGetAllocationGranularity", &driver.granularity) && find("cuMemCreate", &driver.create) &&
+    return find("cuDeviceGetAttribute", &driver.attribute) &&
+           find("cuMemGetAllocationGranularity", &driver.granularity) && find("cuMemCreate", &driver.create) &&
            find("cuMemRelease", &driver.release) && find("cuMemExportToShareableHandle", &driver.export) &&
            find("cuMemImportFromShareableHandle", &driver.import) && find("cuMemAddressReserve", &driver.reserve) &&
            find("cuMemAddressFree", &driver.unreserve) && find("cuMemMap", &driver.map) &&
@@ -78,21 +92,36 @@ static char *map_handle(const state *s, CUmemGenericAllocationHandle handle, siz
     return (char *)(uintptr_t)at;
 }
 
-static char *make_exported(state *s, size_t bytes) {
+/* A driver that knows fabric handles may still refuse them, where no channel for them is open to this process. */
+static CUresult create(state *s, size_t bytes, card *c, CUmemGenericAllocationHandle *handle) {
     CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
                                 .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
                                 .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = s->device}};
-    CUmemGenericAllocationHandle handle;
     size_t grain = 0;
-    if (driver.granularity(&grain, &prop, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED) != CUDA_SUCCESS || !grain) return NULL;
+    CUresult result = driver.granularity(&grain, &prop, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED);
+    if (result != CUDA_SUCCESS) return result;
     s->bytes = (bytes + grain - 1) / grain * grain;
-    if (driver.create(&handle, s->bytes, &prop, 0) != CUDA_SUCCESS) return NULL;
-    if (driver.export(&s->fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0) != CUDA_SUCCESS) {
-        s->fd = -1;
-        driver.release(handle);
-        return NULL;
+    int fabric = 0;
+    driver.attribute(&fabric, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED, s->device);
+    if (fabric) {
+        prop.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR | CU_MEM_HANDLE_TYPE_FABRIC;
+        if (driver.create(handle, s->bytes, &prop, 0) == CUDA_SUCCESS) {
+            c->has_fabric = driver.export(&c->fabric, *handle, CU_MEM_HANDLE_TYPE_FABRIC, 0) == CUDA_SUCCESS;
+            return CUDA_SUCCESS;
+        }
+        prop.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     }
-    return map_handle(s, handle, s->bytes);
+    return driver.create(handle, s->bytes, &prop, 0);
+}
+
+static char *make_exported(state *s, size_t bytes, card *c) {
+    CUmemGenericAllocationHandle handle;
+    if (create(s, bytes, c, &handle) != CUDA_SUCCESS) return NULL;
+    if (driver.export(&s->fd, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0) == CUDA_SUCCESS)
+        return map_handle(s, handle, s->bytes);
+    s->fd = -1;
+    driver.release(handle);
+    return NULL;
 }
 
 /* Another process's descriptor in this one: the kernel lets in who may trace that process, as for the heap's memfd. */
@@ -108,12 +137,18 @@ static int borrow_fd(int pid, int fd) {
 static ferry_status map_exported(fe_heap *heap, int peer, int pid, const card *c) {
     state *s = heap->memory_state;
     CUmemGenericAllocationHandle handle;
+    CUresult result;
     int fd = pid == getpid() ? dup(c->fd) : borrow_fd(pid, c->fd);
-    if (fd < 0)
+    if (fd < 0 && !c->has_fabric)
         return fe_fail(FERRY_SYSTEM, "rank %d: the GPU memory of rank %d (descriptor %d of process %d): %s", heap->rank,
                        peer, c->fd, pid, strerror(errno));
-    CUresult result = driver.import(&handle, (void *)(intptr_t)fd, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
-    close(fd);
+    if (fd >= 0) {
+        result = driver.import(&handle, (void *)(intptr_t)fd, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+        close(fd);
+    } else {
+        CUmemFabricHandle fabric = c->fabric;
+        result = driver.import(&handle, &fabric, CU_MEM_HANDLE_TYPE_FABRIC);
+    }
     heap->space[peer] = result == CUDA_SUCCESS ? map_handle(s, handle, s->bytes) : NULL;
     if (!heap->space[peer])
         return fe_fail(FERRY_SYSTEM, "rank %d: the GPU memory of rank %d could not be mapped (CUresult %d)", heap->rank,
@@ -124,21 +159,20 @@ static ferry_status map_exported(fe_heap *heap, int peer, int pid, const card *c
 
 static ferry_status map_ipc(fe_heap *heap, int peer, int pid, const card *c) {
     state *s = heap->memory_state;
-    void *at = NULL;
-    if (pid == getpid()) { /* a thread's: the address is as good here */
-        if (c->device != s->device) {
-            cudaError_t error = cudaDeviceEnablePeerAccess(c->device, 0);
-            if (error != cudaErrorPeerAccessAlreadyEnabled)
-                FE_CUDA_TRY(error, heap->rank, "access to another GPU's memory");
-            cudaGetLastError();
-        }
-        heap->space[peer] = (char *)(uintptr_t)c->pointer;
-        return FERRY_OK;
+    bool thread = pid == getpid(); /* its address is as good here */
+    void *at = (void *)(uintptr_t)c->pointer;
+    if (!thread)
+        FE_CUDA_TRY(cudaIpcOpenMemHandle(&at, c->ipc, cudaIpcMemLazyEnablePeerAccess), heap->rank,
+                    "mapping another process's GPU memory");
+    if (thread && c->device != s->device) {
+        cudaError_t error = cudaDeviceEnablePeerAccess(c->device, 0);
+        cudaGetLastError();
+        if (error != cudaErrorPeerAccessAlreadyEnabled)
+            FE_CUDA_TRY(error, heap->rank, "access to another GPU's memory");
     }
-    FE_CUDA_TRY(cudaIpcOpenMemHandle(&at, c->ipc, cudaIpcMemLazyEnablePeerAccess), heap->rank,
-                "mapping another process's GPU memory");
     heap->space[peer] = at;
-    s->how[peer] = CARD_IPC;
+    s->how[peer] = thread ? CARD_THREAD : CARD_IPC;
+    atomic_fetch_add(&fe_heap_control(heap, peer)->holders, 1);
     return FERRY_OK;
 }
 
@@ -149,15 +183,13 @@ static void log_kind(const fe_heap *heap, const struct cudaDeviceProp *prop, car
     fe_cuda_core->log(FE_INFO, FE_HEAP, line);
 }
 
-/* Cells begin at epoch 0. On a stream of its own: other ranks of this process may have kernels that wait for this rank, and
+/* Cells begin at epoch 0. On the group's stream: other ranks of this process may have kernels that wait for this rank, and
  * waiting for the whole GPU would wait for them. */
 static ferry_status clear_cells(const fe_heap *heap, char *space) {
-    cudaStream_t stream;
-    FE_CUDA_TRY(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), heap->rank, "making a stream");
-    cudaError_t error = cudaMemsetAsync(space, 0, heap->body_at, stream);
-    if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-    cudaStreamDestroy(stream);
-    return fe_cuda_ok(error, heap->rank, "clearing the cells");
+    state *s = heap->memory_state;
+    FE_CUDA_TRY(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), heap->rank, "making a stream");
+    FE_CUDA_TRY(cudaMemsetAsync(space, 0, heap->body_at, s->stream), heap->rank, "clearing the cells");
+    return fe_cuda_ok(cudaStreamSynchronize(s->stream), heap->rank, "clearing the cells");
 }
 
 static ferry_status make(fe_heap *heap, fe_card *out) {
@@ -174,16 +206,16 @@ static ferry_status make(fe_heap *heap, fe_card *out) {
     memcpy(s->uuid, &prop.uuid, sizeof s->uuid);
     card c = {.device = s->device, .fd = -1};
     memcpy(c.uuid, s->uuid, sizeof c.uuid);
-    char *space = find_driver() ? make_exported(s, heap->space_bytes) : NULL;
+    char *space = find_driver() ? make_exported(s, heap->space_bytes, &c) : NULL;
     s->kind = space ? CARD_EXPORT : CARD_IPC;
     if (!space) {
         void *at = NULL;
         FE_CUDA_TRY(cudaMalloc(&at, heap->space_bytes), heap->rank, "taking GPU memory for the space");
         space = at;
-        FE_CUDA_TRY(cudaIpcGetMemHandle(&c.ipc, at), heap->rank, "exporting GPU memory");
     }
     heap->space[heap->rank] = space;
     s->how[heap->rank] = s->kind;
+    if (s->kind == CARD_IPC) FE_CUDA_TRY(cudaIpcGetMemHandle(&c.ipc, space), heap->rank, "exporting GPU memory");
     c.kind = (int32_t)s->kind;
     c.fd = s->fd;
     c.pointer = (uintptr_t)space;
@@ -200,19 +232,34 @@ static ferry_status map(fe_heap *heap, int peer, int pid, const fe_card *in) {
     return c.kind == CARD_EXPORT ? map_exported(heap, peer, pid, &c) : map_ipc(heap, peer, pid, &c);
 }
 
+/* A late store into freed memory would be the end of its rank's context: who still holds after a while keeps it. */
+static void free_own(fe_heap *heap) {
+    int64_t until = fe_now_ns() + (int64_t)LET_GO_MS * 1000000;
+    _Atomic int32_t *holders = &fe_heap_control(heap, heap->rank)->holders;
+    while (atomic_load(holders) > 0 && fe_now_ns() < until) sched_yield();
+    if (atomic_load(holders) == 0)
+        cudaFree(heap->space[heap->rank]);
+    else
+        fe_cuda_core->log(FE_WARN, FE_HEAP, "GPU memory that another rank still maps is not freed");
+}
+
+static void unmap(fe_heap *heap, int r) {
+    state *s = heap->memory_state;
+    CUdeviceptr at = (CUdeviceptr)(uintptr_t)heap->space[r];
+    if (s->how[r] == CARD_EXPORT) {
+        driver.unmap(at, s->bytes);
+        driver.unreserve(at, s->bytes);
+    } else if (s->how[r] && r != heap->rank) {
+        if (s->how[r] == CARD_IPC) cudaIpcCloseMemHandle(heap->space[r]);
+        atomic_fetch_sub(&fe_heap_control(heap, r)->holders, 1);
+    }
+}
+
 static void drop(fe_heap *heap) {
     state *s = heap->memory_state;
-    for (int r = 0; s && s->how && r < heap->ranks; r++) {
-        CUdeviceptr at = (CUdeviceptr)(uintptr_t)heap->space[r];
-        if (s->how[r] == CARD_EXPORT) {
-            driver.unmap(at, s->bytes);
-            driver.unreserve(at, s->bytes);
-        } else if (s->how[r] == CARD_IPC && r == heap->rank) {
-            cudaFree(heap->space[r]);
-        } else if (s->how[r] == CARD_IPC) {
-            cudaIpcCloseMemHandle(heap->space[r]);
-        }
-    }
+    for (int r = 0; s && s->how && r < heap->ranks; r++) unmap(heap, r);
+    if (s && s->how && s->how[heap->rank] == CARD_IPC) free_own(heap);
+    if (s && s->stream) cudaStreamDestroy(s->stream);
     if (s && s->fd >= 0) close(s->fd);
     if (s) free(s->how);
     free(s);
@@ -223,6 +270,10 @@ const fe_memory fe_cuda_memory = {.make = make, .map = map, .drop = drop};
 
 int fe_cuda_memory_device(const fe_heap *heap) {
     return ((const state *)heap->memory_state)->device;
+}
+
+cudaStream_t fe_cuda_memory_stream(const fe_heap *heap) {
+    return ((const state *)heap->memory_state)->stream;
 }
 
 int fe_cuda_memory_sharing(const fe_heap *heap) {

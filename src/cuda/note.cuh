@@ -43,10 +43,15 @@ FE_DEVICE bool fe_break(const fe_cuda_args &a) {
     return atomicExch(&a.world.own->broken, 1u) == 0;
 }
 
+/* Kernels count the steps of a half; a sentence names them as the host counts, both halves together, from 1. */
+FE_DEVICE uint64_t fe_whole_epoch(const fe_cuda_args &a, uint64_t epoch) {
+    return epoch ? 2 * epoch - (uint64_t)a.pass.half : 0;
+}
+
 FE_DEVICE void fe_tell_fatal(const fe_cuda_args &a, ferry_status status, uint64_t epoch) {
     fe_cuda_report *r = a.world.report;
     for (int i = 0; i < (int)sizeof r->step; i++) r->step[i] = a.pass.step[i];
-    r->epoch = epoch;
+    r->epoch = fe_whole_epoch(a, epoch);
     r->explain = a.pass.explain;
     __threadfence_system();
     *(volatile uint32_t *)&r->fatal = (uint32_t)status;
@@ -65,10 +70,6 @@ FE_DEVICE void fe_tell_soft(const fe_cuda_args &a, ferry_status status) {
 
 FE_DEVICE fe_cell *fe_cell_of(const fe_cuda_world &w, int owner, int kind, int half, int source) {
     return (fe_cell *)w.space[owner] + ((size_t)kind * 2 + half) * w.ranks + source;
-}
-
-FE_DEVICE int fe_tide(int kind) {
-    return kind == FE_MEET ? 3 : kind / 2;
 }
 
 /* One whole warp: to every rank. What was stored before, and counted, is visible to who hears. */
@@ -109,7 +110,8 @@ FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t ep
         if (!__shfl_sync(FE_ALL, stop, 0)) continue;
         if (fe_lane() == 0 && fe_break(a)) {
             for (int r = 0; r < w.ranks; r++)
-                w.report->seen[r] = fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch);
+                w.report->seen[r] =
+                    fe_whole_epoch(a, fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch));
             fe_tell_fatal(a, why, epoch);
         }
         return false;
@@ -179,19 +181,13 @@ FE_DEVICE bool fe_begins(const fe_pass &p) {
     return p.announce.used ||
            (p.signal.used && (p.signal.kind == FE_COUNTS || p.signal.kind == FE_OFFER || p.signal.kind == FE_MEET));
 }
-FE_DEVICE int fe_pass_tide(const fe_pass &p) {
-    return p.announce.used ? fe_tide(p.announce.kind)
-           : p.signal.used ? fe_tide(p.signal.kind)
-           : p.await.used  ? fe_tide(p.await.kind)
-                           : 0;
-}
 
 /* Whole block, first of all. False: the block has nothing to do and returns at once. *epoch is the step's. */
 FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     __shared__ int go;
     const fe_pass &p = a.pass;
     fe_after_stream();
-    *epoch = *(volatile uint64_t *)&a.world.own->epoch[fe_pass_tide(p)][p.half] + (fe_begins(p) ? 1 : 0);
+    *epoch = *(volatile uint64_t *)&a.world.own->epoch[fe_pass_tide(&p)][p.half] + (fe_begins(p) ? 1 : 0);
     if (threadIdx.x < FE_WARP) {
         bool good = *(volatile uint32_t *)&a.world.own->broken == 0;
         if (good && p.announce.used && blockIdx.x == 0) fe_say(a, p.announce, *epoch);
@@ -229,7 +225,7 @@ FE_DEVICE bool fe_close(const fe_cuda_args &a, uint64_t epoch) {
     }
     if (fe_lane() != 0) return false;
     if (gridDim.x > 1) own->done[a.ticket] = 0;
-    if (fe_begins(p) && (good || p.lenient)) own->epoch[fe_pass_tide(p)][p.half] = epoch;
+    if (fe_begins(p) && (good || p.lenient)) own->epoch[fe_pass_tide(&p)][p.half] = epoch;
     return true;
 }
 

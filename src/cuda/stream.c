@@ -114,19 +114,23 @@ ferry_status fe_cuda_event_record(ferry_event *event, ferry_stream *stream) {
                       "recording an event");
 }
 
-static bool capturing(cudaStream_t stream) {
+bool fe_cuda_captured(cudaStream_t stream) {
     enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    return cudaStreamIsCapturing(stream, &status) == cudaSuccess && status == cudaStreamCaptureStatusActive;
+    return cudaStreamIsCapturing(stream, &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
+}
+
+int fe_cuda_stream_captured(ferry_stream *stream) {
+    return fe_cuda_captured(own(stream)->native);
 }
 
 /* A graph must not wait for an event from outside, nor a stream for one of a graph that is captured already: what has happened is not
  * waited for, and a graph's event by waiting for what was replayed so far. */
 static bool is_over(fe_cuda_event *e, ferry_stream *stream) {
-    if (capturing(e->recorded_on)) return false; /* of this capture: a wait joins the stream to it */
+    if (fe_cuda_captured(e->recorded_on)) return false; /* of this capture: a wait joins the stream to it */
     enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     cudaThreadExchangeStreamCaptureMode(&mode);
     cudaError_t error = cudaEventQuery(e->native);
-    if (error == cudaErrorCapturedEvent && !capturing(own(stream)->native))
+    if (error == cudaErrorCapturedEvent && !fe_cuda_captured(own(stream)->native))
         error = cudaStreamSynchronize(e->recorded_on);
     cudaThreadExchangeStreamCaptureMode(&mode);
     cudaGetLastError();

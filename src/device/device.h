@@ -49,6 +49,8 @@ typedef struct fe_device {
     ferry_status (*stream_sync)(ferry_stream *stream);
     void (*stream_drain)(ferry_stream *stream); /* waits for all that is queued, and leaves errors where they are */
     int (*stream_idle)(ferry_stream *stream);
+    /* What is put on the stream goes into a graph, and does not run now. NULL: never. */
+    int (*stream_captured)(ferry_stream *stream);
     ferry_status (*event_create)(fe_engine *engine, ferry_event **event);
     void (*event_destroy)(ferry_event *event);
     ferry_status (*event_record)(ferry_event *event, ferry_stream *stream);

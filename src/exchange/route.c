@@ -189,7 +189,7 @@ static fe_pass count_pass(ferry_route *r) {
 static fe_pass spread_pass(ferry_route *r, uint64_t epoch) {
     fe_pass p = {.move = FE_MOVE_SPREAD, .route = &r->data, .half = (int)(epoch & 1), .explain = explain};
     snprintf(p.step, sizeof p.step, "route %llu (counts)", (unsigned long long)r->id);
-    if (epoch > 2) p.await = (fe_await){.used = true, .kind = FE_COUNTED, .half = p.half, .epoch = epoch - 2};
+    p.await = (fe_await){.used = true, .kind = FE_COUNTED, .half = p.half, .epoch = epoch > 2 ? epoch - 2 : 0};
     p.signal = (fe_note){.used = true, .kind = FE_COUNTS, .half = p.half, .epoch = epoch};
     fill_words(r, p.signal.word);
     p.settle = (fe_await){.used = true, .kind = FE_COUNTS, .half = p.half, .epoch = epoch, .same = (1u << WORDS) - 1};
@@ -204,10 +204,16 @@ static fe_pass place_pass(ferry_route *r, uint64_t epoch) {
     return p;
 }
 
+/* Nothing that a graph holds has run when the call returns. */
+static bool captured(const ferry_group *g, ferry_stream *stream) {
+    const fe_device *device = g->engine.device;
+    return stream && device->stream_captured && device->stream_captured(stream);
+}
+
 /* The count comes first and alone: an index that is no expert stops the route before another rank has heard of it, and the call
- * has had no effect. Only where nobody waits for it, in LATENCY mode on a stream, everything is queued at once. */
+ * has had no effect. Only where nobody waits for it, on a stream in LATENCY mode or in a graph, everything is queued at once. */
 static ferry_status make(ferry_group *g, ferry_route *r, ferry_stream *stream) {
-    bool wait = r->data.shape.mode == FERRY_THROUGHPUT || !stream;
+    bool wait = !stream || (r->data.shape.mode == FERRY_THROUGHPUT && !captured(g, stream));
     r->id = g->routes + 1;
     fe_pass pass = count_pass(r);
     FE_TRY(fe_route_submit(g, stream, &pass, wait));
@@ -261,7 +267,7 @@ static ferry_status fill_info(ferry_route *r, ferry_stream *stream) {
     i->mode = s->mode;
     i->rows = fe_worst_rows(s, s->rank);
     i->received = i->sent = i->dropped = -1;
-    if (s->mode == FERRY_LATENCY) return FERRY_OK;
+    if (s->mode == FERRY_LATENCY || captured(r->group, stream)) return FERRY_OK;
     fe_engine *engine = &r->group->engine;
     FE_TRY(engine->device->fetch(engine, stream, r->found.totals, r->memory, r->result_bytes));
     const fe_totals *t = r->found.totals;

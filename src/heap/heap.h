@@ -31,6 +31,7 @@ typedef struct fe_control {
     _Alignas(
         FE_CACHE_LINE) _Atomic uint32_t waiting; /* threads of this rank that wait for other ranks, past spinning */
     _Atomic uint32_t failed; /* a wait of this rank has ended in an error: it is late for a reason */
+    _Atomic int32_t holders; /* others that map its space, where the space is not held by whoever maps it */
 } fe_control;
 
 typedef struct fe_block { /* of the user's heap, in address order, tiling it */

@@ -1,4 +1,4 @@
-/* Steps in LATENCY mode, captured into a CUDA graph and replayed with other top-k, weights and rows: every replay against the oracle.
+/* Steps in both modes, captured into a CUDA graph and replayed with other top-k, weights and rows: every replay against the oracle.
  * Two steps a graph, since the halves of the buffers alternate; and steps without a graph before and after. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,9 +22,15 @@ typedef struct step { /* pinned memory that kernels read and write */
     _Alignas(16) uint16_t sum[TOKENS * COLUMNS];
 } step;
 
+typedef struct kind {
+    ferry_layout layout;
+    ferry_mode mode;
+} kind;
+
 typedef struct graph_rank_things {
     rank_env *env;
     ferry_layout layout;
+    ferry_mode mode;
     ferry_group *group;
     cudaStream_t native;
     ferry_stream *stream;
@@ -94,7 +100,7 @@ static bool check(things *t, int s, int n) {
                             .topk = TOPK,
                             .max_tokens = TOKENS,
                             .layout = t->layout,
-                            .mode = FERRY_LATENCY,
+                            .mode = t->mode,
                             .columns = COLUMNS,
                             .dtype = FERRY_BF16};
     if (!all) return ranks_fail(t->env, "no memory");
@@ -109,6 +115,18 @@ static bool check(things *t, int s, int n) {
     return good;
 }
 
+/* What a graph holds has not run: the host knows capacities, and no counts. */
+static bool check_info(things *t, const ferry_route *route) {
+    enum cudaStreamCaptureStatus status;
+    ferry_route_info info = FERRY_ROUTE_INFO_INIT;
+    CUDA_OK(t, cudaStreamIsCapturing(t->native, &status));
+    RANK_OK(t->env, ferry_route_get_info(route, &info));
+    bool known = t->mode == FERRY_THROUGHPUT && status == cudaStreamCaptureStatusNone;
+    RANK_CHECK(t->env, known == (info.received >= 0) && known == (info.source_rows != NULL));
+    RANK_CHECK(t->env, info.rows >= (known ? info.received : TOKENS * RANKS));
+    return true;
+}
+
 /* Route, dispatch, combine out of the dispatch's view. */
 static bool queue(things *t, int s) {
     step *x = t->step[s];
@@ -121,11 +139,12 @@ static bool queue(things *t, int s) {
     rc.topk_idx = ferry_tensor_2d(x->idx, FERRY_INT64, TOKENS, TOPK);
     rc.topk_weights = ferry_tensor_2d(x->weights, FERRY_FP32, TOKENS, TOPK);
     rc.layout = t->layout;
-    rc.mode = FERRY_LATENCY;
+    rc.mode = t->mode;
     in.rows = ferry_tensor_2d(x->rows, FERRY_BF16, TOKENS, COLUMNS);
     sum.rows = ferry_tensor_2d(x->sum, FERRY_BF16, TOKENS, COLUMNS);
     how.weighted = 1;
     RANK_OK(t->env, ferry_route_create(t->group, &rc, &t->route[s], t->stream));
+    if (!check_info(t, t->route[s])) return false;
     RANK_OK(t->env, ferry_dispatch(t->route[s], &in, &out, NULL, t->stream));
     back.rows = out.rows;
     RANK_OK(t->env, ferry_combine(t->route[s], &back, &sum, &how, t->stream));
@@ -181,7 +200,8 @@ static bool run_graph(things *t, int *n) {
 }
 
 static bool graph_rank(rank_env *env) {
-    things t = {.env = env, .layout = *(ferry_layout *)env->arg};
+    const kind *k = env->arg;
+    things t = {.env = env, .layout = k->layout, .mode = k->mode};
     ferry_group_config cfg = ranks_config(EXPERTS, COLUMNS, TOKENS, TOPK);
     cfg.layouts = t.layout;
     int n = 0;
@@ -197,35 +217,46 @@ static bool graph_rank(rank_env *env) {
     return true;
 }
 
-static void check_layout(ferry_layout layout) {
+static void check_layout(ferry_layout layout, ferry_mode mode) {
+    kind k = {layout, mode};
     if (ranks_device() != FERRY_CUDA) {
         printf("SKIP CUDA graphs: FERRY_TEST_DEVICE is not cuda\n");
         fflush(stdout);
         skip();
     }
-    RANKS_ASSERT(RANKS_THREADS, RANKS, graph_rank, &layout);
+    RANKS_ASSERT(RANKS_THREADS, RANKS, graph_rank, &k);
 }
 
 static void test_rank_layout(void **state) {
     (void)state;
-    check_layout(FERRY_LAYOUT_RANK);
+    check_layout(FERRY_LAYOUT_RANK, FERRY_LATENCY);
 }
 
 static void test_slots_layout(void **state) {
     (void)state;
-    check_layout(FERRY_LAYOUT_SLOTS);
+    check_layout(FERRY_LAYOUT_SLOTS, FERRY_LATENCY);
 }
 
 static void test_expert_layout(void **state) {
     (void)state;
-    check_layout(FERRY_LAYOUT_EXPERT);
+    check_layout(FERRY_LAYOUT_EXPERT, FERRY_LATENCY);
+}
+
+static void test_rank_throughput(void **state) {
+    (void)state;
+    check_layout(FERRY_LAYOUT_RANK, FERRY_THROUGHPUT);
+}
+
+static void test_expert_throughput(void **state) {
+    (void)state;
+    check_layout(FERRY_LAYOUT_EXPERT, FERRY_THROUGHPUT);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rank_layout),
-        cmocka_unit_test(test_slots_layout),
-        cmocka_unit_test(test_expert_layout),
+        cmocka_unit_test(test_rank_layout),       cmocka_unit_test(test_slots_layout),
+        cmocka_unit_test(test_expert_layout),     cmocka_unit_test(test_rank_throughput),
+        cmocka_unit_test(test_expert_throughput),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

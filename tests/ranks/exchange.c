@@ -101,6 +101,10 @@ bool exchange_show(exchange *x, const ferry_tensor *seen, const ferry_tensor *t)
     return true;
 }
 
+/* Threads that share a GPU share 32 hardware queues, and a kernel that waits holds up what is behind it in its queue: with the group's own,
+ * three streams a rank are safe up to here. */
+#define OTHER_RANKS 4
+
 static bool open_group(exchange *x) {
     const xcase *c = x->c;
     ferry_group_config cfg = FERRY_GROUP_CONFIG_INIT;
@@ -125,7 +129,7 @@ static bool open_group(exchange *x) {
         if (experts[i] != x->me->experts[i])
             return X_FAIL(x, "local expert %d is expert %d, not %d", i, experts[i], x->me->experts[i]);
     if (c->stream) RANK_OK(x->env, ferry_stream_create(x->group, &x->stream));
-    if (c->stream) RANK_OK(x->env, ferry_stream_create(x->group, &x->other));
+    if (c->stream && c->split && c->ranks <= OTHER_RANKS) RANK_OK(x->env, ferry_stream_create(x->group, &x->other));
     return true;
 }
 
@@ -231,7 +235,7 @@ static bool dispatch_pair(exchange *x, int first, int last) {
             RANK_OK(x->env, ferry_dispatch(x->route, &f->in, &f->out, &f->options, x->stream));
     }
     for (int i = first; x->c->split && i < last; i++)
-        RANK_OK(x->env, ferry_dispatch_recv(x->route, &x->flight[i].out, i % 2 ? x->other : x->stream));
+        RANK_OK(x->env, ferry_dispatch_recv(x->route, &x->flight[i].out, i % 2 && x->other ? x->other : x->stream));
     if (!sync_stream(x)) return false;
     for (int i = first; i < last; i++)
         if (!exchange_check_dispatch(x, i)) return false;
@@ -249,7 +253,7 @@ static bool combine_pair(exchange *x, int first, int last) {
             RANK_OK(x->env, ferry_combine(x->route, &f->back, &f->sum, &f->how, x->stream));
     }
     for (int i = first; x->c->split && i < last; i++)
-        RANK_OK(x->env, ferry_combine_recv(x->route, &x->flight[i].sum, i % 2 ? x->other : x->stream));
+        RANK_OK(x->env, ferry_combine_recv(x->route, &x->flight[i].sum, i % 2 && x->other ? x->other : x->stream));
     if (!sync_stream(x)) return false;
     for (int i = first; i < last; i++)
         if (!exchange_check_combine(x, i)) return false;
