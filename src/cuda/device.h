@@ -18,6 +18,7 @@ typedef struct fe_cuda_event {
     cudaEvent_t native;
     bool recorded;
     cudaStream_t recorded_on;
+    unsigned long long capture; /* it is of the graph of this capture; 0: of none */
 } fe_cuda_event;
 
 typedef struct fe_cuda {

@@ -78,6 +78,29 @@ ferry_status fe_cuda_call(ferry_stream *stream, void (*function)(void *), void *
                       "putting a function on a stream");
 }
 
+/* ---- captures ---- */
+
+bool fe_cuda_captured(cudaStream_t stream) {
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    return cudaStreamIsCapturing(stream, &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
+}
+
+int fe_cuda_stream_captured(ferry_stream *stream) {
+    return fe_cuda_captured(own(stream)->native);
+}
+
+/* The number of the capture that the stream takes part in; 0: none, or one that is spoilt. */
+static unsigned long long capture_of(cudaStream_t stream) {
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    unsigned long long id = 0;
+#if CUDART_VERSION >= 13000
+    cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, &id, NULL, NULL, NULL, NULL);
+#else
+    cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, &id, NULL, NULL, NULL);
+#endif
+    return error == cudaSuccess && status == cudaStreamCaptureStatusActive ? id : 0;
+}
+
 /* ---- events ---- */
 
 static fe_cuda_event *of(ferry_event *event) {
@@ -108,29 +131,24 @@ void fe_cuda_event_destroy(ferry_event *event) {
 ferry_status fe_cuda_event_record(ferry_event *event, ferry_stream *stream) {
     of(event)->recorded = stream != NULL;
     if (!stream) return FERRY_OK;
-    of(event)->recorded_on = own(stream)->native;
     FE_TRY(fe_cuda_enter(event->engine));
+    of(event)->recorded_on = own(stream)->native;
+    of(event)->capture = capture_of(own(stream)->native);
     return fe_cuda_ok(cudaEventRecord(of(event)->native, own(stream)->native), event->engine->heap.rank,
                       "recording an event");
 }
 
-bool fe_cuda_captured(cudaStream_t stream) {
-    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    return cudaStreamIsCapturing(stream, &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
-}
-
-int fe_cuda_stream_captured(ferry_stream *stream) {
-    return fe_cuda_captured(own(stream)->native);
-}
-
 /* A graph must not wait for an event from outside, nor a stream for one of a graph that is captured already: what has happened is not
  * waited for, and a graph's event by waiting for what was replayed so far. */
-static bool is_over(fe_cuda_event *e, ferry_stream *stream) {
-    if (fe_cuda_captured(e->recorded_on)) return false; /* of this capture: a wait joins the stream to it */
+static bool is_over(const fe_cuda_event *e, cudaStream_t stream) {
+    if (e->capture && e->capture == capture_of(e->recorded_on))
+        return false; /* a wait joins the stream to the capture */
     enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     cudaThreadExchangeStreamCaptureMode(&mode);
-    cudaError_t error = cudaEventQuery(e->native);
-    if (error == cudaErrorCapturedEvent && !fe_cuda_captured(own(stream)->native))
+    cudaError_t error = cudaSuccess;
+    if (!e->capture)
+        error = cudaEventQuery(e->native);
+    else if (!fe_cuda_captured(stream))
         error = cudaStreamSynchronize(e->recorded_on);
     cudaThreadExchangeStreamCaptureMode(&mode);
     cudaGetLastError();
@@ -140,7 +158,7 @@ static bool is_over(fe_cuda_event *e, ferry_stream *stream) {
 ferry_status fe_cuda_event_await(ferry_stream *stream, ferry_event *event) {
     if (!of(event)->recorded) return FERRY_OK;
     FE_TRY(fe_cuda_enter(event->engine));
-    if (is_over(of(event), stream)) return FERRY_OK;
+    if (is_over(of(event), own(stream)->native)) return FERRY_OK;
     return fe_cuda_ok(cudaStreamWaitEvent(own(stream)->native, of(event)->native, 0), event->engine->heap.rank,
                       "waiting for an event");
 }
@@ -150,13 +168,10 @@ ferry_status fe_cuda_event_sync(ferry_event *event) {
     int64_t deadline = fe_now_ns() + engine->watch.timeout_ns;
     if (!of(event)->recorded) return FERRY_OK;
     FE_TRY(fe_cuda_enter(engine));
+    if (of(event)->capture) /* of a graph: what was replayed on the stream so far is waited for */
+        return fe_cuda_ok(cudaStreamSynchronize(of(event)->recorded_on), engine->heap.rank, "an event of a graph");
     for (;;) {
         cudaError_t error = cudaEventQuery(of(event)->native);
-        if (error ==
-            cudaErrorCapturedEvent) { /* it belongs to a graph: what was replayed on the stream so far is waited for */
-            cudaGetLastError();
-            error = cudaStreamSynchronize(of(event)->recorded_on);
-        }
         if (error != cudaErrorNotReady) return fe_cuda_ok(error, engine->heap.rank, "an event");
         FE_TRY(fe_cuda_core->aborted(&engine->heap));
         if (fe_now_ns() > deadline)
@@ -168,5 +183,6 @@ ferry_status fe_cuda_event_sync(ferry_event *event) {
 
 int fe_cuda_event_done(ferry_event *event) {
     if (!of(event)->recorded || fe_cuda_enter(event->engine) != FERRY_OK) return 1;
+    if (of(event)->capture) return cudaStreamQuery(of(event)->recorded_on) != cudaErrorNotReady;
     return cudaEventQuery(of(event)->native) != cudaErrorNotReady;
 }

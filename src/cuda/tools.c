@@ -11,10 +11,15 @@ FERRY_API void *ferry_cuda_device_alloc(size_t bytes);
 FERRY_API void ferry_cuda_device_free(void *memory);
 /* Between memory of any kind. 0, or a cudaError_t. */
 FERRY_API int ferry_cuda_copy(void *to, const void *from, size_t bytes);
+/* Makes one of the GPUs the calling thread's: ranks take turns over them. How many there are; 0: none. */
+FERRY_API int ferry_cuda_use(int rank);
 /* How many GPUs there are and what the current one is, in words; or why there is none. */
 FERRY_API void ferry_cuda_describe(char *text, size_t size);
 /* Bytes read and written a second by the driver's own copy between two buffers of 1 GiB: the floor of everything that moves rows. */
 FERRY_API int ferry_cuda_copy_rate(double *bytes_per_second);
+
+/* Bytes a second that every GPU sends to the next and receives from the one before, all at once: the slowest. 0: there is one GPU. */
+FERRY_API int ferry_cuda_link_rate(double *bytes_per_second);
 
 /* Graphs: what is put on the stream between begin and end is not run but kept, and replayed as a whole. 0, or a cudaError_t. */
 FERRY_API int ferry_cuda_capture_begin(ferry_stream *stream);
@@ -44,6 +49,12 @@ void ferry_cuda_device_free(void *memory) {
 
 int ferry_cuda_copy(void *to, const void *from, size_t bytes) {
     return (int)cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
+}
+
+int ferry_cuda_use(int rank) {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count < 1) return 0;
+    return cudaSetDevice(rank % count) == cudaSuccess ? count : 0;
 }
 
 void ferry_cuda_describe(char *text, size_t size) {
@@ -88,6 +99,80 @@ int ferry_cuda_copy_rate(double *bytes_per_second) {
     cudaFree(from);
     cudaFree(to);
     *bytes_per_second = ms > 0 ? 2e3 * (double)bytes / (double)ms : 0;
+    return (int)error;
+}
+
+/* ---- between GPUs ---- */
+
+enum { GPUS_MOST = 64, LINK_BYTES = 1 << 29, LINK_ROUNDS = 10 };
+
+typedef struct link_end { /* of one GPU */
+    void *from, *to;
+    cudaStream_t stream;
+    cudaEvent_t begin, end;
+} link_end;
+
+static cudaError_t open_end(int gpu, int gpus, link_end *e) {
+    cudaError_t error = cudaSetDevice(gpu);
+    if (error == cudaSuccess) error = cudaMalloc(&e->from, LINK_BYTES);
+    if (error == cudaSuccess) error = cudaMalloc(&e->to, LINK_BYTES);
+    if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&e->stream, cudaStreamNonBlocking);
+    if (error == cudaSuccess) error = cudaEventCreate(&e->begin);
+    if (error == cudaSuccess) error = cudaEventCreate(&e->end);
+    if (error != cudaSuccess) return error;
+    error = cudaDeviceEnablePeerAccess((gpu + 1) % gpus, 0);
+    cudaGetLastError();
+    return error == cudaErrorPeerAccessAlreadyEnabled ? cudaSuccess : error;
+}
+
+static void close_end(int gpu, link_end *e) {
+    cudaSetDevice(gpu);
+    if (e->stream) cudaStreamDestroy(e->stream);
+    if (e->begin) cudaEventDestroy(e->begin);
+    if (e->end) cudaEventDestroy(e->end);
+    cudaFree(e->from);
+    cudaFree(e->to);
+}
+
+/* All at once; the slowest, in milliseconds. Two copies each, of which the first lets the others begin too. */
+static cudaError_t send_round(link_end *end, int gpus, float *slowest) {
+    cudaError_t error = cudaSuccess;
+    *slowest = 0;
+    for (int copy = 0; copy < 2; copy++) {
+        for (int i = 0; i < gpus && error == cudaSuccess; i++) {
+            if (copy) error = cudaEventRecord(end[i].begin, end[i].stream);
+            if (error == cudaSuccess)
+                error = cudaMemcpyPeerAsync(end[(i + 1) % gpus].to, (i + 1) % gpus, end[i].from, i, LINK_BYTES,
+                                            end[i].stream);
+            if (copy && error == cudaSuccess) error = cudaEventRecord(end[i].end, end[i].stream);
+        }
+    }
+    for (int i = 0; i < gpus && error == cudaSuccess; i++) {
+        float ms = 0;
+        error = cudaEventSynchronize(end[i].end);
+        if (error == cudaSuccess) error = cudaEventElapsedTime(&ms, end[i].begin, end[i].end);
+        if (ms > *slowest) *slowest = ms;
+    }
+    return error;
+}
+
+int ferry_cuda_link_rate(double *bytes_per_second) {
+    link_end end[GPUS_MOST] = {{0}};
+    int gpus = 0, mine = 0;
+    float ms = 0, best = 0;
+    cudaError_t error = cudaGetDevice(&mine);
+    *bytes_per_second = 0;
+    if (error == cudaSuccess) error = cudaGetDeviceCount(&gpus);
+    if (error != cudaSuccess || gpus < 2) return (int)error;
+    gpus = gpus > GPUS_MOST ? GPUS_MOST : gpus;
+    for (int i = 0; i < gpus && error == cudaSuccess; i++) error = open_end(i, gpus, &end[i]);
+    for (int round = 0; round < LINK_ROUNDS && error == cudaSuccess; round++) {
+        error = send_round(end, gpus, &ms);
+        if (best == 0 || ms < best) best = ms;
+    }
+    for (int i = 0; i < gpus; i++) close_end(i, &end[i]);
+    cudaSetDevice(mine);
+    if (error == cudaSuccess && best > 0) *bytes_per_second = 1e3 * (double)LINK_BYTES / (double)best;
     return (int)error;
 }
 

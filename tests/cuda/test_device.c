@@ -86,6 +86,7 @@ static bool abort_rank(rank_env *env) {
     if (!open_rank(&d) || !launch(&d, device_long_wait)) return false;
     RANK_CHECK(env, ranks_meet(env));
     RANK_CHECK(env, cudaStreamQuery(d.stream) == cudaErrorNotReady);
+    RANK_CHECK(env, ranks_meet(env));
     int64_t begun = ranks_now_ms();
     if (env->rank == 1) ferry_group_abort(d.group);
     CUDA_OK(env, cudaStreamSynchronize(d.stream));

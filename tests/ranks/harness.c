@@ -177,6 +177,7 @@ static void *rank_main(void *start) {
     const rank_start *s = start;
     ranks_shared *shared = s->run->shared;
     rank_env env = {.rank = s->rank, .ranks = s->run->ranks, .how = s->run->how, .arg = s->run->arg, .shared = shared};
+    fe_memory_use(env.rank);
     ranks_step(&env, "the unique id");
     bool ok = warm_up(&env) && get_id(&env);
     if (ok) {

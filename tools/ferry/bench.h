@@ -38,6 +38,8 @@ typedef struct fe_bench_options {
 typedef struct fe_bench_shared { /* what ranks tell the parent */
     double flag_rtt_us;
     double copy_rate; /* GPU: bytes read and written a second by a copy inside its memory; 0: not known */
+    double link_rate; /* bytes a second from every GPU to another; 0: there is one */
+    int gpus;         /* ranks take turns over them */
     _Alignas(64) _Atomic uint32_t ping;
     _Alignas(64) _Atomic uint32_t pong;
     char check[FE_RANKS_MAX][FE_BENCH_SAY]; /* "" : equal to the oracle */

@@ -125,8 +125,10 @@ bool fe_gpu_give_tables(fe_lane *lane, ferry_dispatch_out *out) {
 
 bool fe_gpu_measure_copy(fe_lane *lane) {
     if (!fe_rank_barrier(lane->self)) return false; /* while nothing else runs */
-    if (lane->self->rank == 0 && !fe_memory_copy_rate(&lane->bench->shared->copy_rate))
+    fe_bench_shared *shared = lane->bench->shared;
+    if (lane->self->rank == 0 && !(fe_memory_copy_rate(&shared->copy_rate) && fe_memory_link_rate(&shared->link_rate)))
         return fe_rank_fail(lane->self, "the GPU's copy rate could not be measured: %s", fe_memory_trouble());
+    if (lane->self->rank == 0) shared->gpus = fe_memory_use(0);
     return fe_rank_barrier(lane->self);
 }
 

@@ -41,15 +41,46 @@ static stats collect(const fe_bench *b, fe_measure m) {
     return s;
 }
 
-/* Each row read once and written once, at the rate of a plain copy. */
+typedef struct gpu_bytes { /* that a GPU cannot do without */
+    double memory;         /* read and written in its own */
+    double out, in;        /* over its links */
+} gpu_bytes;
+
+/* Each row read once and each copy written once: dispatch writes to other GPUs, combine reads from them. */
+static gpu_bytes count_gpu(const fe_bench *b, fe_measure m, int gpu) {
+    gpu_bytes n = {0};
+    bool there = m == FE_M_DISPATCH || m == FE_M_ROUND, back = m == FE_M_COMBINE || m == FE_M_ROUND;
+    int gpus = b->shared->gpus > 0 ? b->shared->gpus : 1;
+    double sent = (double)(b->row_bytes + b->scale_bytes), returned = (double)b->back_bytes;
+    for (int to = 0; to < b->o.ranks; to++) {
+        const oracle_rank *rank = oracle_rank_of(b->plan, to);
+        bool here = to % gpus == gpu;
+        if (here && there) n.memory += (double)b->tokens[to].tokens * (double)(b->in_bytes + b->in_scale_bytes);
+        if (here && back) n.memory += (double)b->tokens[to].tokens * returned;
+        for (int from = 0; from < b->o.ranks; from++) {
+            double rows = rank->source_rows[from], crossing = from % gpus != to % gpus ? rows : 0;
+            if (here) n.memory += rows * ((there ? sent : 0) + (back ? returned : 0));
+            if (here) n.in += there ? crossing * sent : 0;
+            if (here) n.out += back ? crossing * returned : 0;
+            if (from % gpus == gpu) n.out += there ? crossing * sent : 0;
+            if (from % gpus == gpu) n.in += back ? crossing * returned : 0;
+        }
+    }
+    return n;
+}
+
+/* Of the busiest GPU: what its memory and its links take at the rates of plain copies, whichever takes longer. */
 static floor_of gpu_floor(const fe_bench *b, fe_measure m) {
-    double tokens = 0, copies = (double)b->copies, bytes = 0;
-    for (int r = 0; r < b->o.ranks; r++) tokens += b->tokens[r].tokens;
-    if (m == FE_M_DISPATCH || m == FE_M_ROUND)
-        bytes += tokens * (double)(b->in_bytes + b->in_scale_bytes) + copies * (double)(b->row_bytes + b->scale_bytes);
-    if (m == FE_M_COMBINE || m == FE_M_ROUND) bytes += (copies + tokens) * (double)b->back_bytes;
-    if (bytes == 0 || b->shared->copy_rate <= 0) return (floor_of){0, NULL};
-    return (floor_of){bytes / b->shared->copy_rate * 1e6, "device copy"};
+    floor_of most = {0, NULL};
+    if (m != FE_M_DISPATCH && m != FE_M_COMBINE && m != FE_M_ROUND) return most;
+    for (int gpu = 0; gpu < (b->shared->gpus > 0 ? b->shared->gpus : 1); gpu++) {
+        gpu_bytes n = count_gpu(b, m, gpu);
+        double memory = b->shared->copy_rate > 0 ? n.memory / b->shared->copy_rate * 1e6 : 0;
+        double link = b->shared->link_rate > 0 ? fmax(n.out, n.in) / b->shared->link_rate * 1e6 : 0;
+        if (memory > most.us) most = (floor_of){memory, "device copy"};
+        if (link > most.us) most = (floor_of){link, "link copy"};
+    }
+    return most;
 }
 
 static floor_of find_floor(const fe_bench *b, fe_measure m) {
@@ -129,6 +160,9 @@ void fe_bench_print(const fe_bench *b) {
         putchar('\n');
     }
     if (b->shared->copy_rate > 0) printf("\ndevice copy %.0f GB/s read and written", b->shared->copy_rate / 1e9);
+    if (b->shared->link_rate > 0)
+        printf("\nlink copy %.0f GB/s out of each of %d GPUs, and as much into it", b->shared->link_rate / 1e9,
+               b->shared->gpus);
     if (b->shared->flag_rtt_us > 0) printf("\nflag round trip %.2f us", b->shared->flag_rtt_us);
     printf("\ncheck: %s\n", check_text(b));
 }
@@ -205,6 +239,8 @@ cJSON *fe_bench_json(const fe_bench *b, int argc, char **argv) {
     cJSON_AddStringToObject(object, "check", check_text(b));
     for (int i = 0; i < LINES; i++) add_line(cJSON_AddObjectToObject(object, lines[i].name), b, i);
     if (b->shared->copy_rate > 0) add_number(object, "copy_gbps", b->shared->copy_rate / 1e9);
+    if (b->shared->link_rate > 0) add_number(object, "link_gbps", b->shared->link_rate / 1e9);
+    if (b->shared->gpus > 0) cJSON_AddNumberToObject(object, "gpus", b->shared->gpus);
     if (b->shared->flag_rtt_us > 0) add_number(object, "flag_rtt_us", b->shared->flag_rtt_us);
     return object;
 }

@@ -14,6 +14,8 @@ static char trouble[256];
 
 static struct cuda { /* what libferry_cuda.so exports for callers; all NULL when it cannot be had */
     void (*describe)(char *, size_t);
+    int (*use)(int);
+    int (*link_rate)(double *);
     void *(*host_alloc)(size_t);
     void *(*device_alloc)(size_t);
     void (*device_free)(void *);
@@ -85,6 +87,8 @@ static void open_cuda(void) {
     const char *error = library ? NULL : dlerror();
     if (error) snprintf(trouble, sizeof trouble, "%s", error);
     find(library, "ferry_cuda_describe", &cuda.describe, sizeof cuda.describe);
+    find(library, "ferry_cuda_use", &cuda.use, sizeof cuda.use);
+    find(library, "ferry_cuda_link_rate", &cuda.link_rate, sizeof cuda.link_rate);
     find(library, "ferry_cuda_host_alloc", &cuda.host_alloc, sizeof cuda.host_alloc);
     find(library, "ferry_cuda_device_alloc", &cuda.device_alloc, sizeof cuda.device_alloc);
     find(library, "ferry_cuda_device_free", &cuda.device_free, sizeof cuda.device_free);
@@ -99,6 +103,10 @@ static void open_cuda(void) {
 static const struct cuda *get_cuda(void) {
     pthread_once(&opened, open_cuda);
     return &cuda;
+}
+
+int fe_memory_use(int rank) {
+    return chosen == FERRY_CUDA && get_cuda()->use ? cuda.use(rank) : 0;
 }
 
 void fe_memory_describe(char *text, size_t size) {
@@ -248,6 +256,11 @@ bool fe_memory_copy(void *to, const void *from, size_t bytes) {
 bool fe_memory_copy_rate(double *bytes_per_s) {
     *bytes_per_s = 0;
     return chosen == FERRY_CUDA && get_cuda()->copy_rate && cuda.copy_rate(bytes_per_s) == 0;
+}
+
+bool fe_memory_link_rate(double *bytes_per_s) {
+    *bytes_per_s = 0;
+    return chosen == FERRY_CUDA && get_cuda()->link_rate && cuda.link_rate(bytes_per_s) == 0;
 }
 
 bool fe_memory_capture_begin(ferry_stream *stream) {

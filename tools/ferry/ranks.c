@@ -134,6 +134,7 @@ static void *rank_main(void *argument) {
                     .processes = j->config->processes,
                     .arg = j->arg,
                     .meeting = j->meeting};
+    fe_memory_use(self.rank);
     bool ok = get_id(&self) && j->fn(&self);
     if (!ok) fe_rank_fail(&self, "failed without a sentence");
     atomic_store(&j->meeting->rank[s->rank].state, ok ? PASSED : FAILED);
