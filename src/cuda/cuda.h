@@ -41,7 +41,9 @@ typedef struct fe_cuda_report {
 
 typedef struct fe_cuda_world { /* a group as kernels see it */
     int rank, ranks;
-    char *const *space; /* [ranks] device memory */
+    int sharing;           /* ranks on this GPU, this one included */
+    const uint8_t *linked; /* [ranks] 1: on another GPU. Device memory */
+    char *const *space;    /* [ranks] device memory */
     fe_cuda_own *own;
     fe_cuda_report *report;
     const uint32_t *aborted; /* of this rank's control block in host memory; NULL where that cannot be mapped */

@@ -48,7 +48,8 @@ static ferry_status upload_tables(fe_engine *engine) {
                  {map->copy, (size_t)map->homes * sizeof(int32_t)},
                  {map->rank_first, ((size_t)map->ranks + 1) * sizeof(int32_t)},
                  {map->home_rank, (size_t)map->homes * sizeof(int32_t)},
-                 {map->home_expert, (size_t)map->homes * sizeof(int32_t)}};
+                 {map->home_expert, (size_t)map->homes * sizeof(int32_t)},
+                 {fe_cuda_memory_linked(heap), (size_t)heap->ranks}};
     enum { PARTS = sizeof parts / sizeof *parts };
     size_t at[PARTS + 1] = {0};
     for (int i = 0; i < PARTS; i++) at[i + 1] = at[i] + (parts[i].bytes + 15) / 16 * 16;
@@ -65,6 +66,8 @@ static ferry_status upload_tables(fe_engine *engine) {
     cuda->world.map.rank_first = (int32_t *)(void *)(base + at[3]);
     cuda->world.map.home_rank = (int32_t *)(void *)(base + at[4]);
     cuda->world.map.home_expert = (int32_t *)(void *)(base + at[5]);
+    cuda->world.linked = (const uint8_t *)(base + at[6]);
+    cuda->world.sharing = fe_cuda_memory_sharing(heap);
     return FERRY_OK;
 }
 

@@ -36,8 +36,9 @@ typedef struct state {
     card_kind kind;
     cudaStream_t stream;
     uint8_t uuid[16];
-    size_t bytes;   /* rounded up to the driver's granularity */
-    card_kind *how; /* [ranks] in which each is mapped; 0: not */
+    size_t bytes;    /* rounded up to the driver's granularity */
+    card_kind *how;  /* [ranks] in which each is mapped; 0: not */
+    uint8_t *linked; /* [ranks] 1: on another GPU */
 } state;
 
 /* The driver, found through the runtime: this library does not need libcuda.so to be loaded. */
@@ -197,7 +198,9 @@ static ferry_status make(fe_heap *heap, fe_card *out) {
     state *s = calloc(1, sizeof *s);
     heap->memory_state = s;
     if (s) s->how = calloc((size_t)heap->ranks, sizeof *s->how);
-    if (!s || !s->how) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the GPU memory's tables", heap->rank);
+    if (s) s->linked = calloc((size_t)heap->ranks, sizeof *s->linked);
+    if (!s || !s->how || !s->linked)
+        return fe_fail(FERRY_NOMEM, "rank %d: no memory for the GPU memory's tables", heap->rank);
     s->fd = -1;
     s->sharing = 1;
     FE_CUDA_TRY(cudaGetDevice(&s->device), heap->rank, "looking for a GPU");
@@ -228,7 +231,8 @@ static ferry_status map(fe_heap *heap, int peer, int pid, const fe_card *in) {
     state *s = heap->memory_state;
     card c;
     memcpy(&c, in->bytes, sizeof c);
-    if (memcmp(c.uuid, s->uuid, sizeof c.uuid) == 0) s->sharing++;
+    s->linked[peer] = memcmp(c.uuid, s->uuid, sizeof c.uuid) != 0;
+    s->sharing += !s->linked[peer];
     return c.kind == CARD_EXPORT ? map_exported(heap, peer, pid, &c) : map_ipc(heap, peer, pid, &c);
 }
 
@@ -262,6 +266,7 @@ static void drop(fe_heap *heap) {
     if (s && s->stream) cudaStreamDestroy(s->stream);
     if (s && s->fd >= 0) close(s->fd);
     if (s) free(s->how);
+    if (s) free(s->linked);
     free(s);
     heap->memory_state = NULL;
 }
@@ -278,4 +283,8 @@ cudaStream_t fe_cuda_memory_stream(const fe_heap *heap) {
 
 int fe_cuda_memory_sharing(const fe_heap *heap) {
     return ((const state *)heap->memory_state)->sharing;
+}
+
+const uint8_t *fe_cuda_memory_linked(const fe_heap *heap) {
+    return ((const state *)heap->memory_state)->linked;
 }

@@ -67,10 +67,14 @@ FE_DEVICE fe_share fe_share_of(int first, int step, int tokens, int pieces) {
     fe_share s = {first / pieces, first % pieces, tokens, pieces, step / pieces, step % pieces};
     return s;
 }
+/* Of a warp of block number `block` of `blocks`. */
+FE_DEVICE fe_share fe_warps_share_of(int block, int blocks, int tokens, int pieces) {
+    int warps = (int)blockDim.x / FE_WARP;
+    return fe_share_of(block * warps + (int)threadIdx.x / FE_WARP, blocks * warps, tokens, pieces);
+}
 /* Of a warp of the grid. */
 FE_DEVICE fe_share fe_warps_share(int tokens, int pieces) {
-    int warps = (int)blockDim.x / FE_WARP;
-    return fe_share_of((int)blockIdx.x * warps + (int)threadIdx.x / FE_WARP, (int)gridDim.x * warps, tokens, pieces);
+    return fe_warps_share_of((int)blockIdx.x, (int)gridDim.x, tokens, pieces);
 }
 FE_DEVICE bool fe_more(const fe_share &s) {
     return s.token < s.tokens;

@@ -12,10 +12,16 @@
 #define LEAST_ROW  2048 /* below, a warp's own loads and stores are no slower */
 #define OUTGOING   1    /* groups of stores that may still be under way when the next piece is asked for */
 
+/* Between GPUs an SM that stores both to its own memory and over a link keeps the link waiting: an H100's bulk engine takes one store
+ * after another. Two H100s, 16 SMs, both ways at once: 301 GB/s over the link where each SM does both, 336 where half of them do each;
+ * 8 SMs of the second kind are as good as all. Below SPLIT_FROM blocks neither side has SMs enough. */
+#define SPLIT_FROM 12
+
 typedef struct shape {
     int pieces, piece_bytes;
     int scale_bytes; /* that travel through the ring; 0: none, or word by word */
     int past_cache;
+    int near_blocks; /* the first so many send to ranks on this GPU alone, the rest to the others; 0: all to all */
 } shape;
 
 #if FE_BULK
@@ -64,6 +70,27 @@ FE_DEVICE void await_first(const ring &r, fe_share item) {
         if (fe_more(item)) fe_bar_wait(r.full + 8 * s, 0);
 }
 
+/* The block's part of the rows. */
+FE_DEVICE fe_share share_of(const fe_cuda_args &a, const shape &sh) {
+    int block = (int)blockIdx.x, near = sh.near_blocks, blocks = (int)gridDim.x;
+    int first = block < near ? 0 : near, count = block < near ? near : blocks - near;
+    return fe_warps_share_of(block - first, count, a.route.shape.tokens, sh.pieces);
+}
+
+/* A lane's place among those that the block serves; they stand in the first lanes, as in the list. */
+FE_DEVICE fe_cuda_place listed(const fe_cuda_args &a, const shape &sh, int token, int first) {
+    fe_cuda_place to = fe_listed(a.extra.go, token, a.route.shape.topk, first), mine = {-1, -1};
+    if (!sh.near_blocks) return to;
+    bool serves = to.slot >= 0 && a.world.linked[to.rank] == ((int)blockIdx.x >= sh.near_blocks);
+    uint32_t left = __ballot_sync(FE_ALL, serves);
+    for (int i = 0; left; left &= left - 1, i++) {
+        int from = __ffs((int)left) - 1;
+        int rank = __shfl_sync(FE_ALL, to.rank, from), slot = __shfl_sync(FE_ALL, to.slot, from);
+        if (fe_lane() == i) mine = {rank, slot};
+    }
+    return mine;
+}
+
 /* To up to 32 places: each lane stores to its own. */
 FE_DEVICE void store_piece(const fe_board &b, const shape &sh, fe_cuda_place to, int piece, uint32_t stage,
                            uint32_t bytes, uint64_t policy) {
@@ -84,16 +111,16 @@ FE_DEVICE void send_all(const fe_cuda_args &a, const fe_board &b, const shape &s
     uint32_t parity = 0;
     uint64_t policy = fe_evict_first();
     fe_cuda_place next = {-1, -1};
-    if (fe_more(item)) next = fe_listed(a.extra.go, item.token, topk, 0);
+    if (fe_more(item)) next = listed(a, sh, item.token, 0);
     for (; fe_more(item); asked = fe_after(asked)) {
         fe_cuda_place to = next;
         fe_share coming = fe_after(item);
         uint32_t stage = r.stage + s * r.stage_bytes, bytes = bytes_of(a, sh, item.piece);
-        if (fe_more(coming)) next = fe_listed(a.extra.go, coming.token, topk, 0);
+        if (fe_more(coming)) next = listed(a, sh, coming.token, 0);
         fe_bar_wait(r.full + 8 * s, parity);
         store_piece(b, sh, to, item.piece, stage, bytes, policy);
         for (int first = FE_WARP; first < topk; first += FE_WARP)
-            store_piece(b, sh, fe_listed(a.extra.go, item.token, topk, first), item.piece, stage, bytes, policy);
+            store_piece(b, sh, listed(a, sh, item.token, first), item.piece, stage, bytes, policy);
         fe_bulk_commit();
         /* While the copies before are still on their way out: after the wait for them this one alone would be. */
         if (beside && fe_sees_to_token(item)) fe_write_beside(a, b, item.token, to, words);
@@ -118,7 +145,7 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP)
     extern __shared__ __align__(128) char shared[];
     fe_after_stream();
     ring r = open_ring(sh, shared);
-    fe_share first = fe_warps_share(a.route.shape.tokens, sh.pieces), asked = ask_first(a, sh, r, first);
+    fe_share first = share_of(a, sh), asked = ask_first(a, sh, r, first);
     if (!fe_open(a, &epoch)) {
         await_first(r, first);
         return;
@@ -151,6 +178,10 @@ static shape shape_of(const fe_cuda_args *args) {
     sh.piece_bytes = ((row_bytes + sh.pieces - 1) / sh.pieces + 15) / 16 * 16;
     sh.scale_bytes = s->scales && s->scale_word == 4 && scale_bits % 16 == 0 ? (int)s->scale_bytes : 0;
     sh.past_cache = most_sent > s->stream_bytes;
+    int linked = args->world.ranks - args->world.sharing, near = args->blocks * args->world.sharing / args->world.ranks;
+    bool split = linked && args->blocks >= SPLIT_FROM &&
+                 route->topk <= FE_WARP; /* what goes beside is told by the first 32 places */
+    sh.near_blocks = !split ? 0 : near > 0 ? near : 1;
     return sh;
 }
 
