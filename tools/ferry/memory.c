@@ -196,38 +196,32 @@ static ferry_status no_memory(void) {
 }
 
 /* By way of pinned memory, at most PART bytes at a time. */
-ferry_status fe_memory_read(ferry_group *group, void *host, const void *from, size_t bytes) {
-    if (chosen != FERRY_CUDA) {
-        if (bytes) memcpy(host, from, bytes);
-        return FERRY_OK;
-    }
+static ferry_status move(ferry_group *group, char *host, char *there, size_t bytes, bool to_host) {
+    int rank = ferry_group_rank(group);
     void *pinned = fe_memory_new(bytes < PART ? bytes : PART);
     if (!pinned) return no_memory();
     ferry_status status = FERRY_OK;
     for (size_t at = 0; at < bytes && status == FERRY_OK; at += PART) {
         size_t n = bytes - at < PART ? bytes - at : PART;
-        status = ferry_get(group, pinned, (const char *)from + at, n, ferry_group_rank(group), NULL);
-        if (status == FERRY_OK) memcpy((char *)host + at, pinned, n);
+        if (!to_host) memcpy(pinned, host + at, n);
+        status = to_host ? ferry_get(group, pinned, there + at, n, rank, NULL)
+                         : ferry_put(group, there + at, pinned, n, rank, NULL);
+        if (to_host && status == FERRY_OK) memcpy(host + at, pinned, n);
     }
     fe_memory_free(pinned);
     return status;
 }
 
+ferry_status fe_memory_read(ferry_group *group, void *host, const void *from, size_t bytes) {
+    if (chosen == FERRY_CUDA) return move(group, host, (char *)(uintptr_t)from, bytes, true);
+    if (bytes) memcpy(host, from, bytes);
+    return FERRY_OK;
+}
+
 ferry_status fe_memory_write(ferry_group *group, void *to, const void *host, size_t bytes) {
-    if (chosen != FERRY_CUDA) {
-        if (bytes) memcpy(to, host, bytes);
-        return FERRY_OK;
-    }
-    void *pinned = fe_memory_new(bytes < PART ? bytes : PART);
-    if (!pinned) return no_memory();
-    ferry_status status = FERRY_OK;
-    for (size_t at = 0; at < bytes && status == FERRY_OK; at += PART) {
-        size_t n = bytes - at < PART ? bytes - at : PART;
-        memcpy(pinned, (const char *)host + at, n);
-        status = ferry_put(group, (char *)to + at, pinned, n, ferry_group_rank(group), NULL);
-    }
-    fe_memory_free(pinned);
-    return status;
+    if (chosen == FERRY_CUDA) return move(group, (char *)(uintptr_t)host, to, bytes, false);
+    if (bytes) memcpy(to, host, bytes);
+    return FERRY_OK;
 }
 
 /* ---- the device's own ---- */
