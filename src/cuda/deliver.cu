@@ -83,7 +83,8 @@ FE_DEVICE void pad(const fe_cuda_args &a) {
     pad_rows(a, end, fe_least(fe_align_rows(end, s.alignment), rows));
 }
 
-__global__ void __launch_bounds__(256, 1) deliver_kernel(const __grid_constant__ fe_cuda_args a) {
+namespace ferry {
+__global__ void __launch_bounds__(256, 1) deliver(const __grid_constant__ fe_cuda_args a) {
     const fe_deliver &d = a.pass.deliver;
     uint64_t epoch;
     if (!fe_open(a, &epoch)) return;
@@ -97,18 +98,20 @@ __global__ void __launch_bounds__(256, 1) deliver_kernel(const __grid_constant__
     if (blockIdx.x == 0) fe_write_counts(a, (int)threadIdx.x, (int)blockDim.x);
     fe_close(a, epoch);
 }
+} // namespace ferry
 
 cudaError_t fe_cuda_launch_deliver(fe_cuda_args *args, cudaStream_t stream) {
     const fe_deliver *d = &args->pass.deliver;
     bool copies = d->rows_to || d->scales_to || d->source_to || d->ids_to || d->weights_to;
     bool pads = args->route.shape.layout == FERRY_LAYOUT_EXPERT && (d->topk || d->zero_padding);
     if (!copies && !pads) args->blocks = 1;
-    return fe_launch_pass(args, (const void *)deliver_kernel, 256, 0, stream);
+    return fe_launch_pass(args, (const void *)ferry::deliver, 256, 0, stream);
 }
 
 /* ---- combine ---- */
 
-__global__ void __launch_bounds__(256, 1) gather_kernel(const __grid_constant__ fe_cuda_args a) {
+namespace ferry {
+__global__ void __launch_bounds__(256, 1) gather(const __grid_constant__ fe_cuda_args a) {
     const fe_gather &g = a.pass.gather;
     char *space = a.world.space[a.world.rank];
     uint64_t epoch;
@@ -123,15 +126,16 @@ __global__ void __launch_bounds__(256, 1) gather_kernel(const __grid_constant__ 
         });
     fe_close(a, epoch);
 }
+} // namespace ferry
 
 cudaError_t fe_cuda_launch_gather(fe_cuda_args *args, cudaStream_t stream) {
     const fe_gather *g = &args->pass.gather;
     if (!g->rows_to && !g->weights_to) return fe_cuda_launch_nothing(args, stream);
-    return fe_launch_pass(args, (const void *)gather_kernel, 256, 0, stream);
+    return fe_launch_pass(args, (const void *)ferry::gather, 256, 0, stream);
 }
 
 cudaError_t fe_cuda_prepare_deliver(void) {
     struct cudaFuncAttributes attributes;
-    cudaError_t error = cudaFuncGetAttributes(&attributes, (const void *)deliver_kernel);
-    return error == cudaSuccess ? cudaFuncGetAttributes(&attributes, (const void *)gather_kernel) : error;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, (const void *)ferry::deliver);
+    return error == cudaSuccess ? cudaFuncGetAttributes(&attributes, (const void *)ferry::gather) : error;
 }

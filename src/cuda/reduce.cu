@@ -61,8 +61,9 @@ FE_DEVICE void sum_piece(const fe_cuda_args &a, const fe_board &b, int token, in
         if (at + i * FE_WARP * 16 < row_bytes) fe_finish<IN>(out + i * FE_WARP * out_bytes, r.out_type, sum[i]);
 }
 
+namespace ferry {
 template <int IN>
-static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_reduce_plain(const __grid_constant__ fe_cuda_args a) {
+__global__ void __launch_bounds__(WARPS *FE_WARP) combine_plain(const __grid_constant__ fe_cuda_args a) {
     const fe_reduce &r = a.pass.reduce;
     int row_bytes = (int)r.columns * (16 / FE_LANES(IN));
     fe_share item = fe_warps_share(a.route.shape.tokens, (row_bytes + PIECE - 1) / PIECE);
@@ -86,11 +87,12 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_reduce_plain(const _
     }
     fe_close(a, epoch);
 }
+} // namespace ferry
 
 static const void *kernel_of(ferry_dtype in) {
-    return in == FERRY_BF16   ? (const void *)fe_reduce_plain<FERRY_BF16>
-           : in == FERRY_FP16 ? (const void *)fe_reduce_plain<FERRY_FP16>
-                              : (const void *)fe_reduce_plain<FERRY_FP32>;
+    return in == FERRY_BF16   ? (const void *)ferry::combine_plain<FERRY_BF16>
+           : in == FERRY_FP16 ? (const void *)ferry::combine_plain<FERRY_FP16>
+                              : (const void *)ferry::combine_plain<FERRY_FP32>;
 }
 
 cudaError_t fe_cuda_launch_reduce(fe_cuda_args *args, cudaStream_t stream) {

@@ -15,10 +15,10 @@
 #define SHALLOW   9
 #define LEAST_ROW 2048
 
-typedef struct shape {
+typedef struct team_shape {
     int pieces, piece_bytes, teams, stages;
     int adders; /* warps of a team beside the last one, which asks */
-} shape;
+} team_shape;
 
 #if FE_BULK
 typedef struct ring {    /* of a team: where somebody of it is */
@@ -27,7 +27,7 @@ typedef struct ring {    /* of a team: where somebody of it is */
     uint32_t parity;
 } ring;
 
-FE_DEVICE ring open_ring(const shape &sh, const char *shared, int team, int member) {
+FE_DEVICE ring open_ring(const team_shape &sh, const char *shared, int team, int member) {
     int ring_bytes = sh.stages * sh.piece_bytes, arrivals = sh.adders;
     ring r;
     r.stage = fe_shared_at(shared) + team * ring_bytes;
@@ -47,7 +47,7 @@ FE_DEVICE ring open_ring(const shape &sh, const char *shared, int team, int memb
     return r;
 }
 
-FE_DEVICE void go_on(const shape &sh, ring *r) {
+FE_DEVICE void go_on(const team_shape &sh, ring *r) {
     r->bar += 16;
     r->stage += (uint32_t)sh.piece_bytes;
     if (--r->to_end) return;
@@ -66,7 +66,7 @@ FE_DEVICE void leave_stage(const ring &r) {
 #endif
 }
 
-FE_DEVICE int bytes_of(const shape &sh, int row_bytes, int piece) {
+FE_DEVICE int bytes_of(const team_shape &sh, int row_bytes, int piece) {
     return min(sh.piece_bytes, row_bytes - piece * sh.piece_bytes);
 }
 
@@ -78,8 +78,8 @@ FE_DEVICE fe_term coming_term(const fe_cuda_args &a, const fe_share &item) {
 }
 
 /* The asking warp. */
-FE_DEVICE void ask_all(const fe_cuda_args &a, const fe_board &b, const shape &sh, ring r, fe_share item, fe_term next,
-                       int row_bytes) {
+FE_DEVICE void ask_all(const fe_cuda_args &a, const fe_board &b, const team_shape &sh, ring r, fe_share item,
+                       fe_term next, int row_bytes) {
     int topk = a.route.shape.topk;
     fe_proxy_fence(); /* what the notes let us see, before the copies of it */
     for (; fe_more(item); item = fe_after(item)) {
@@ -117,7 +117,7 @@ FE_DEVICE void add_stage(float (*sum)[FE_LANES(IN)], uint32_t from, float weight
 
 /* A token's piece, by one of the adding warps. t: the token's first terms. at: the lane's. */
 template <int IN>
-FE_DEVICE void sum_piece(const fe_cuda_args &a, const shape &sh, ring *r, const fe_share &item, fe_term t, int at,
+FE_DEVICE void sum_piece(const fe_cuda_args &a, const team_shape &sh, ring *r, const fe_share &item, fe_term t, int at,
                          int bytes) {
     const fe_reduce &m = a.pass.reduce;
     int topk = a.route.shape.topk, apart = sh.adders * FE_WARP * 16;
@@ -153,8 +153,8 @@ FE_DEVICE void sum_piece(const fe_cuda_args &a, const shape &sh, ring *r, const 
 
 /* The other warps. */
 template <int IN>
-FE_DEVICE void sum_all(const fe_cuda_args &a, const fe_board &b, const shape &sh, ring r, fe_share item, fe_term next,
-                       int row_bytes, int member) {
+FE_DEVICE void sum_all(const fe_cuda_args &a, const fe_board &b, const team_shape &sh, ring r, fe_share item,
+                       fe_term next, int row_bytes, int member) {
     int at = (member * FE_WARP + fe_lane()) * 16;
     for (; fe_more(item); item = fe_after(item)) {
         fe_term t = next;
@@ -165,9 +165,10 @@ FE_DEVICE void sum_all(const fe_cuda_args &a, const fe_board &b, const shape &sh
 }
 #endif
 
+namespace ferry {
 template <int IN>
-static __global__ void __launch_bounds__(WARPS *FE_WARP)
-    fe_reduce_teams(const __grid_constant__ fe_cuda_args a, const __grid_constant__ shape sh) {
+__global__ void __launch_bounds__(WARPS *FE_WARP)
+    combine_teams(const __grid_constant__ fe_cuda_args a, const __grid_constant__ team_shape sh) {
     uint64_t epoch;
 #if FE_BULK
     fe_after_stream();
@@ -191,20 +192,21 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP)
     (void)epoch, (void)sh; /* never launched */
 #endif
 }
+} // namespace ferry
 
 static int known[3][FE_CUDA_CARDS];
 
 static const void *kernel_of(int which) {
-    return which == 0   ? (const void *)fe_reduce_teams<FERRY_BF16>
-           : which == 1 ? (const void *)fe_reduce_teams<FERRY_FP16>
-                        : (const void *)fe_reduce_teams<FERRY_FP32>;
+    return which == 0   ? (const void *)ferry::combine_teams<FERRY_BF16>
+           : which == 1 ? (const void *)ferry::combine_teams<FERRY_FP16>
+                        : (const void *)ferry::combine_teams<FERRY_FP32>;
 }
 static int which_of(ferry_dtype in) {
     return in == FERRY_BF16 ? 0 : in == FERRY_FP16 ? 1 : 2;
 }
 
 /* Threads, or 0: the plain kernel is better. */
-static int shape_of(const fe_cuda_args *args, int row_bytes, int most, shape *sh) {
+static int shape_of(const fe_cuda_args *args, int row_bytes, int most, team_shape *sh) {
     const int least_bytes = LOADS * FE_WARP * 16, bars = 2 * (int)sizeof(uint64_t);
     sh->pieces = (row_bytes + PIECE - 1) / PIECE;
     sh->piece_bytes = ((row_bytes + sh->pieces - 1) / sh->pieces + 15) / 16 * 16;
@@ -224,7 +226,7 @@ cudaError_t fe_cuda_reduce_bulk(fe_cuda_args *args, cudaStream_t stream, bool *d
     if (row_bytes < LEAST_ROW || row_bytes % 16 != 0) return cudaSuccess;
     cudaError_t error = fe_kernel_room(kernel_of(which), known[which], &most);
     if (error != cudaSuccess) return error;
-    shape sh;
+    team_shape sh;
     int threads = shape_of(args, row_bytes, most, &sh);
     int64_t items = (int64_t)args->route.shape.tokens * sh.pieces, rounds = items / args->blocks;
     if (threads == 0 || rounds < 2 * sh.teams || (args->blocks > 8 && rounds < 64)) return cudaSuccess;

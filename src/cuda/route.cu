@@ -70,7 +70,8 @@ FE_DEVICE void count_token(const fe_cuda_args &a, int64_t token, int32_t *hist) 
     for (; fan < s.topk; fan++) go[fan].rank = go[fan].slot = -1;
 }
 
-__global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) count_kernel(const __grid_constant__ fe_cuda_args a) {
+namespace ferry {
+__global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) count(const __grid_constant__ fe_cuda_args a) {
     extern __shared__ int32_t shared[]; /* [warps][bins] */
     const fe_shape &s = a.route.shape;
     int bins = s.ranks + a.world.map.homes, warps = (int)(blockDim.x / FE_WARP);
@@ -96,6 +97,7 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) count_kernel(const __g
     r->index = index_at(a.route.topk_idx, r->token, r->choice);
     fe_tell_soft(a, FERRY_INVALID);
 }
+} // namespace ferry
 
 /* ---- spread ---- */
 
@@ -112,7 +114,8 @@ FE_DEVICE char *counts_of(const fe_cuda_args &a, int owner, int source) {
            ((size_t)a.pass.half * a.world.ranks + source) * length * sizeof(int32_t);
 }
 
-__global__ void __launch_bounds__(256, 1) spread_kernel(const __grid_constant__ fe_cuda_args a, int count_blocks) {
+namespace ferry {
+__global__ void __launch_bounds__(256, 1) spread(const __grid_constant__ fe_cuda_args a, int count_blocks) {
     const fe_shape &s = a.route.shape;
     int length = (int)fe_counts_length(&a.world.map);
     uint64_t epoch;
@@ -124,6 +127,7 @@ __global__ void __launch_bounds__(256, 1) spread_kernel(const __grid_constant__ 
     }
     fe_close(a, epoch);
 }
+} // namespace ferry
 
 /* ---- place ---- */
 
@@ -303,7 +307,8 @@ FE_DEVICE void clear_tokens(const fe_cuda_args &a, span of) {
     }
 }
 
-__global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) place_kernel(const __grid_constant__ fe_cuda_args a) {
+namespace ferry {
+__global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) place(const __grid_constant__ fe_cuda_args a) {
     extern __shared__ int32_t shared[]; /* run[warps][units], mask[warps][units] */
     __shared__ verdict v;
     const fe_shape &s = a.route.shape;
@@ -340,6 +345,7 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) place_kernel(const __g
     a.world.report->totals = v.totals;
     fe_tell_soft(a, FERRY_OVERFLOW);
 }
+} // namespace ferry
 
 /* ---- launches ---- */
 
@@ -358,7 +364,7 @@ int fe_cuda_route_warps(int bins, size_t shared_most, size_t *shared) {
 }
 
 cudaError_t fe_cuda_prepare_route(size_t shared) {
-    const void *kernels[] = {(const void *)count_kernel, (const void *)place_kernel, (const void *)spread_kernel};
+    const void *kernels[] = {(const void *)ferry::count, (const void *)ferry::place, (const void *)ferry::spread};
     struct cudaFuncAttributes attributes;
     cudaError_t error = cudaFuncGetAttributes(&attributes, kernels[2]);
     for (int i = 0; i < 2 && error == cudaSuccess; i++)
@@ -370,19 +376,19 @@ cudaError_t fe_cuda_launch_count(fe_cuda_args *args, cudaStream_t stream) {
     args->blocks = blocks_of(args, args->route_warps);
     cudaError_t error = cudaMemsetAsync(args->extra.wrong, 0xff, sizeof *args->extra.wrong, stream);
     if (error != cudaSuccess) return error;
-    return fe_launch_pass(args, (const void *)count_kernel, args->route_warps * FE_WARP, args->route_shared, stream);
+    return fe_launch_pass(args, (const void *)ferry::count, args->route_warps * FE_WARP, args->route_shared, stream);
 }
 
 cudaError_t fe_cuda_launch_spread(fe_cuda_args *args, cudaStream_t stream) {
     int counted = blocks_of(args, args->route_warps), ranks = args->world.ranks;
     if (args->blocks > ranks) args->blocks = ranks;
     void *arguments[] = {args, &counted};
-    return fe_launch(args, (const void *)spread_kernel, 256, 0, stream, arguments);
+    return fe_launch(args, (const void *)ferry::spread, 256, 0, stream, arguments);
 }
 
 cudaError_t fe_cuda_launch_place(fe_cuda_args *args, cudaStream_t stream) {
     args->blocks = blocks_of(args, args->route_warps);
     cudaError_t error = cudaMemsetAsync(args->route.totals, 0, sizeof *args->route.totals, stream);
     if (error != cudaSuccess) return error;
-    return fe_launch_pass(args, (const void *)place_kernel, args->route_warps * FE_WARP, args->route_shared, stream);
+    return fe_launch_pass(args, (const void *)ferry::place, args->route_warps * FE_WARP, args->route_shared, stream);
 }

@@ -4,7 +4,8 @@
 
 #define WARPS 24 /* 80 registers each */
 
-static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_scatter_plain(const __grid_constant__ fe_cuda_args a) {
+namespace ferry {
+__global__ void __launch_bounds__(WARPS *FE_WARP) dispatch_plain(const __grid_constant__ fe_cuda_args a) {
     const fe_scatter &s = a.pass.scatter;
     uint64_t epoch;
     if (!fe_open(a, &epoch)) return;
@@ -14,6 +15,7 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_scatter_plain(const 
     fe_write_tails(a);
     fe_close(a, epoch);
 }
+} // namespace ferry
 
 cudaError_t fe_cuda_launch_scatter(fe_cuda_args *args, cudaStream_t stream) {
     const fe_scatter *s = &args->pass.scatter;
@@ -23,12 +25,12 @@ cudaError_t fe_cuda_launch_scatter(fe_cuda_args *args, cudaStream_t stream) {
     if (error != cudaSuccess || done) return error;
     int64_t pieces = ((int64_t)s->row_bytes + FE_SCATTER_PIECE - 1) / FE_SCATTER_PIECE;
     int threads = fe_share_out(args, args->route.shape.tokens * pieces, WARPS);
-    return fe_launch_pass(args, (const void *)fe_scatter_plain, threads, 0, stream);
+    return fe_launch_pass(args, (const void *)ferry::dispatch_plain, threads, 0, stream);
 }
 
 extern "C" cudaError_t fe_cuda_prepare_scatter(void) {
     cudaFuncAttributes its;
-    cudaError_t error = cudaFuncGetAttributes(&its, (const void *)fe_scatter_plain);
+    cudaError_t error = cudaFuncGetAttributes(&its, (const void *)ferry::dispatch_plain);
     if (error == cudaSuccess) error = fe_cuda_scatter_bulk_prepare();
     return error == cudaSuccess ? fe_cuda_scatter_cast_prepare() : error;
 }

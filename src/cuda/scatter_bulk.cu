@@ -17,12 +17,12 @@
  * 8 SMs of the second kind are as good as all. Below SPLIT_FROM blocks neither side has SMs enough. */
 #define SPLIT_FROM 12
 
-typedef struct shape {
+typedef struct ring_shape {
     int pieces, piece_bytes;
     int scale_bytes; /* that travel through the ring; 0: none, or word by word */
     int past_cache;
     int near_blocks; /* the first so many send to ranks on this GPU alone, the rest to the others; 0: all to all */
-} shape;
+} ring_shape;
 
 #if FE_BULK
 typedef struct ring { /* of a warp */
@@ -30,7 +30,7 @@ typedef struct ring { /* of a warp */
     int stage_bytes;
 } ring;
 
-FE_DEVICE ring open_ring(const shape &sh, const char *shared) {
+FE_DEVICE ring open_ring(const ring_shape &sh, const char *shared) {
     uint32_t warp = threadIdx.x / FE_WARP, warps = blockDim.x / FE_WARP;
     ring r;
     r.stage_bytes = sh.piece_bytes + sh.scale_bytes;
@@ -44,12 +44,12 @@ FE_DEVICE ring open_ring(const shape &sh, const char *shared) {
     return r;
 }
 
-FE_DEVICE uint32_t bytes_of(const fe_cuda_args &a, const shape &sh, int piece) {
+FE_DEVICE uint32_t bytes_of(const fe_cuda_args &a, const ring_shape &sh, int piece) {
     return (uint32_t)min(sh.piece_bytes, (int)a.pass.scatter.row_bytes - piece * sh.piece_bytes);
 }
 
 /* Lane 0. */
-FE_DEVICE void ask(const fe_cuda_args &a, const shape &sh, const ring &r, const fe_share &item, int s) {
+FE_DEVICE void ask(const fe_cuda_args &a, const ring_shape &sh, const ring &r, const fe_share &item, int s) {
     const fe_scatter &in = a.pass.scatter;
     uint32_t bytes = bytes_of(a, sh, item.piece), scales = item.piece == 0 ? (uint32_t)sh.scale_bytes : 0;
     uint32_t to = r.stage + s * r.stage_bytes, full = r.full + 8 * s;
@@ -59,7 +59,7 @@ FE_DEVICE void ask(const fe_cuda_args &a, const shape &sh, const ring &r, const 
 }
 
 /* The first loads, before the receivers' notes are there: rows to send are ours, and ready. Returns what to ask for next. */
-FE_DEVICE fe_share ask_first(const fe_cuda_args &a, const shape &sh, const ring &r, fe_share item) {
+FE_DEVICE fe_share ask_first(const fe_cuda_args &a, const ring_shape &sh, const ring &r, fe_share item) {
     for (int s = 0; s < STAGES - OUTGOING; s++, item = fe_after(item))
         if (fe_more(item) && fe_lane() == 0) ask(a, sh, r, item, s);
     return item;
@@ -71,14 +71,14 @@ FE_DEVICE void await_first(const ring &r, fe_share item) {
 }
 
 /* The block's part of the rows. */
-FE_DEVICE fe_share share_of(const fe_cuda_args &a, const shape &sh) {
+FE_DEVICE fe_share share_of(const fe_cuda_args &a, const ring_shape &sh) {
     int block = (int)blockIdx.x, near = sh.near_blocks, blocks = (int)gridDim.x;
     int first = block < near ? 0 : near, count = block < near ? near : blocks - near;
     return fe_warps_share_of(block - first, count, a.route.shape.tokens, sh.pieces);
 }
 
 /* A lane's place among those that the block serves; they stand in the first lanes, as in the list. */
-FE_DEVICE fe_cuda_place listed(const fe_cuda_args &a, const shape &sh, int token, int first) {
+FE_DEVICE fe_cuda_place listed(const fe_cuda_args &a, const ring_shape &sh, int token, int first) {
     fe_cuda_place to = fe_listed(a.extra.go, token, a.route.shape.topk, first), mine = {-1, -1};
     if (!sh.near_blocks) return to;
     bool serves = to.slot >= 0 && a.world.linked[to.rank] == ((int)blockIdx.x >= sh.near_blocks);
@@ -92,7 +92,7 @@ FE_DEVICE fe_cuda_place listed(const fe_cuda_args &a, const shape &sh, int token
 }
 
 /* To up to 32 places: each lane stores to its own. */
-FE_DEVICE void store_piece(const fe_board &b, const shape &sh, fe_cuda_place to, int piece, uint32_t stage,
+FE_DEVICE void store_piece(const fe_board &b, const ring_shape &sh, fe_cuda_place to, int piece, uint32_t stage,
                            uint32_t bytes, uint64_t policy) {
     if (to.slot < 0) return;
     char *row = fe_row_to(b, to) + (size_t)piece * sh.piece_bytes;
@@ -104,7 +104,7 @@ FE_DEVICE void store_piece(const fe_board &b, const shape &sh, fe_cuda_place to,
         fe_bulk_store(fe_scales_to(b, to), stage + sh.piece_bytes, (uint32_t)sh.scale_bytes);
 }
 
-FE_DEVICE void send_all(const fe_cuda_args &a, const fe_board &b, const shape &sh, const ring &r, fe_share item,
+FE_DEVICE void send_all(const fe_cuda_args &a, const fe_board &b, const ring_shape &sh, const ring &r, fe_share item,
                         fe_share asked) {
     int topk = a.route.shape.topk, s = 0;
     bool words = a.pass.scatter.scales && !sh.scale_bytes, beside = words || a.pass.scatter.topk;
@@ -138,8 +138,9 @@ FE_DEVICE void send_all(const fe_cuda_args &a, const fe_board &b, const shape &s
 }
 #endif
 
-static __global__ void __launch_bounds__(WARPS *FE_WARP)
-    fe_scatter_rings(const __grid_constant__ fe_cuda_args a, const __grid_constant__ shape sh) {
+namespace ferry {
+__global__ void __launch_bounds__(WARPS *FE_WARP)
+    dispatch_rings(const __grid_constant__ fe_cuda_args a, const __grid_constant__ ring_shape sh) {
     uint64_t epoch;
 #if FE_BULK
     extern __shared__ __align__(128) char shared[];
@@ -164,16 +165,17 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP)
     (void)epoch, (void)sh; /* never launched */
 #endif
 }
+} // namespace ferry
 
 static int known[FE_CUDA_CARDS];
 
-static shape shape_of(const fe_cuda_args *args) {
+static ring_shape shape_of(const fe_cuda_args *args) {
     const fe_scatter *s = &args->pass.scatter;
     const fe_shape *route = &args->route.shape;
     int row_bytes = (int)s->row_bytes, spread = route->layout == FERRY_LAYOUT_RANK ? route->ranks : route->topk;
     int64_t most_sent = (int64_t)route->tokens * (spread < route->topk ? spread : route->topk) * row_bytes;
     uintptr_t scale_bits = (uintptr_t)s->scales | (uintptr_t)s->scale_row | s->scale_bytes;
-    shape sh;
+    ring_shape sh;
     sh.pieces = (row_bytes + PIECE - 1) / PIECE;
     sh.piece_bytes = ((row_bytes + sh.pieces - 1) / sh.pieces + 15) / 16 * 16;
     sh.scale_bytes = s->scales && s->scale_word == 4 && scale_bits % 16 == 0 ? (int)s->scale_bytes : 0;
@@ -190,9 +192,9 @@ cudaError_t fe_cuda_scatter_bulk(fe_cuda_args *args, cudaStream_t stream, bool *
     uintptr_t bits = (uintptr_t)s->rows | (uintptr_t)s->row_stride | s->row_bytes;
     int most = 0;
     if (bits % 16 != 0 || s->row_bytes < LEAST_ROW) return cudaSuccess;
-    cudaError_t error = fe_kernel_room((const void *)fe_scatter_rings, known, &most);
+    cudaError_t error = fe_kernel_room((const void *)ferry::dispatch_rings, known, &most);
     if (error != cudaSuccess) return error;
-    shape sh = shape_of(args);
+    ring_shape sh = shape_of(args);
     int ring_bytes = STAGES * (sh.piece_bytes + sh.scale_bytes + (int)sizeof(uint64_t));
     int warps = (most < RING_BYTES ? most : RING_BYTES) / ring_bytes;
     int64_t items = (int64_t)args->route.shape.tokens * sh.pieces;
@@ -201,11 +203,11 @@ cudaError_t fe_cuda_scatter_bulk(fe_cuda_args *args, cudaStream_t stream, bool *
         return cudaSuccess; /* few tokens: smaller pieces are better */
     void *arguments[] = {args, &sh};
     *done = true;
-    return fe_launch(args, (const void *)fe_scatter_rings, warps * FE_WARP, (size_t)warps * ring_bytes, stream,
+    return fe_launch(args, (const void *)ferry::dispatch_rings, warps * FE_WARP, (size_t)warps * ring_bytes, stream,
                      arguments);
 }
 
 cudaError_t fe_cuda_scatter_bulk_prepare(void) {
     int most;
-    return fe_kernel_room((const void *)fe_scatter_rings, known, &most);
+    return fe_kernel_room((const void *)ferry::dispatch_rings, known, &most);
 }

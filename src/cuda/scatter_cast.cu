@@ -158,7 +158,8 @@ FE_DEVICE void cast_all(const fe_cuda_args &a, const fe_board &b, fe_share item,
 #endif
 }
 
-static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_scatter_cast(const __grid_constant__ fe_cuda_args a) {
+namespace ferry {
+__global__ void __launch_bounds__(WARPS *FE_WARP) dispatch_cast(const __grid_constant__ fe_cuda_args a) {
     const fe_scatter &s = a.pass.scatter;
     fe_share item = fe_warps_share(a.route.shape.tokens, ((int)s.columns + PIECE - 1) / PIECE);
     bool wide = fe_bits_of(s.rows, s.row_stride) % 16 == 0;
@@ -182,19 +183,20 @@ static __global__ void __launch_bounds__(WARPS *FE_WARP) fe_scatter_cast(const _
     fe_write_tails(a);
     fe_close(a, epoch);
 }
+} // namespace ferry
 
 static int known[FE_CUDA_CARDS];
 
 cudaError_t fe_cuda_scatter_cast(fe_cuda_args *args, cudaStream_t stream) {
     int64_t pieces = ((int64_t)args->pass.scatter.columns + PIECE - 1) / PIECE;
     int room = 0;
-    cudaError_t error = fe_kernel_room((const void *)fe_scatter_cast, known, &room);
+    cudaError_t error = fe_kernel_room((const void *)ferry::dispatch_cast, known, &room);
     if (error != cudaSuccess) return error;
     int threads = fe_share_out(args, args->route.shape.tokens * pieces, room ? MOST_WARPS : FEW_WARPS);
-    return fe_launch_pass(args, (const void *)fe_scatter_cast, threads, 0, stream);
+    return fe_launch_pass(args, (const void *)ferry::dispatch_cast, threads, 0, stream);
 }
 
 cudaError_t fe_cuda_scatter_cast_prepare(void) {
     int room;
-    return fe_kernel_room((const void *)fe_scatter_cast, known, &room);
+    return fe_kernel_room((const void *)ferry::dispatch_cast, known, &room);
 }

@@ -2,14 +2,16 @@
 #include "cuda/launch.cuh"
 #include "cuda/note.cuh"
 
-__global__ void __launch_bounds__(FE_WARP) notes_kernel(const __grid_constant__ fe_cuda_args a) {
+namespace ferry {
+__global__ void __launch_bounds__(FE_WARP) notes(const __grid_constant__ fe_cuda_args a) {
     uint64_t epoch;
     if (fe_open(a, &epoch)) fe_close(a, epoch);
 }
+} // namespace ferry
 
 cudaError_t fe_cuda_launch_nothing(fe_cuda_args *args, cudaStream_t stream) {
     args->blocks = 1;
-    return fe_launch_pass(args, (const void *)notes_kernel, FE_WARP, 0, stream);
+    return fe_launch_pass(args, (const void *)ferry::notes, FE_WARP, 0, stream);
 }
 
 /* ---- meetings ---- */
@@ -37,7 +39,8 @@ cudaError_t fe_cuda_launch_collect(fe_cuda_args *args, cudaStream_t stream) {
 
 /* ---- words ---- */
 
-__global__ void signal_kernel(const __grid_constant__ fe_cuda_args a) {
+namespace ferry {
+__global__ void signal(const __grid_constant__ fe_cuda_args a) {
     const fe_transfer &t = a.pass.transfer;
     uint64_t *word = (uint64_t *)(a.world.space[t.owner] + t.signal_at);
     __threadfence_system(); /* the bytes, copied before on the stream, are seen by whoever acquires the word */
@@ -46,16 +49,18 @@ __global__ void signal_kernel(const __grid_constant__ fe_cuda_args a) {
     else
         atomicAdd_system((unsigned long long *)word, (unsigned long long)t.value);
 }
+} // namespace ferry
 
 cudaError_t fe_cuda_launch_transfer(fe_cuda_args *args, cudaStream_t stream) {
     const fe_transfer *t = &args->pass.transfer;
     cudaError_t error = t->bytes ? cudaMemcpyAsync(t->to, t->from, t->bytes, cudaMemcpyDefault, stream) : cudaSuccess;
     if (error != cudaSuccess || t->owner < 0) return error;
-    signal_kernel<<<1, 1, 0, stream>>>(*args);
+    ferry::signal<<<1, 1, 0, stream>>>(*args);
     return cudaGetLastError();
 }
 
-__global__ void atomic_kernel(const __grid_constant__ fe_cuda_args a) {
+namespace ferry {
+__global__ void atomic(const __grid_constant__ fe_cuda_args a) {
     const fe_atomic &t = a.pass.atomic;
     unsigned long long *word = (unsigned long long *)(a.world.space[t.owner] + t.at);
     __threadfence_system();
@@ -64,9 +69,10 @@ __global__ void atomic_kernel(const __grid_constant__ fe_cuda_args a) {
                                : atomicAdd_system(word, (unsigned long long)t.add);
     __threadfence_system();
 }
+} // namespace ferry
 
 cudaError_t fe_cuda_launch_atomic(fe_cuda_args *args, cudaStream_t stream) {
-    atomic_kernel<<<1, 1, 0, stream>>>(*args);
+    ferry::atomic<<<1, 1, 0, stream>>>(*args);
     return cudaGetLastError();
 }
 
@@ -84,7 +90,8 @@ FE_DEVICE bool holds(uint64_t seen, ferry_compare compare, uint64_t value) {
     return false;
 }
 
-__global__ void until_kernel(const __grid_constant__ fe_cuda_args a) {
+namespace ferry {
+__global__ void until(const __grid_constant__ fe_cuda_args a) {
     const fe_until &u = a.pass.until;
     const uint64_t *word = (const uint64_t *)(a.world.space[a.world.rank] + u.at);
     uint64_t start = 0, seen;
@@ -101,15 +108,16 @@ __global__ void until_kernel(const __grid_constant__ fe_cuda_args a) {
     }
     if (start) *(volatile uint32_t *)a.world.waiting = 0;
 }
+} // namespace ferry
 
 cudaError_t fe_cuda_launch_until(fe_cuda_args *args, cudaStream_t stream) {
-    until_kernel<<<1, 1, 0, stream>>>(*args);
+    ferry::until<<<1, 1, 0, stream>>>(*args);
     return cudaGetLastError();
 }
 
 cudaError_t fe_cuda_prepare_space(int *early) {
-    const void *kernels[] = {(const void *)notes_kernel, (const void *)signal_kernel, (const void *)atomic_kernel,
-                             (const void *)until_kernel};
+    const void *kernels[] = {(const void *)ferry::notes, (const void *)ferry::signal, (const void *)ferry::atomic,
+                             (const void *)ferry::until};
     struct cudaFuncAttributes attributes;
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels && error == cudaSuccess; i++)

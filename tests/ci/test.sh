@@ -61,7 +61,7 @@ $(sed -n "s/^\t *[0-9]* - \([^ ]*\) (.*/  $suite: \1/p" "$log")"
 no_spills() { # COMMAND...: compiles, says what each kernel takes, and fails when one keeps registers in memory
     "$@" >"$log.ptxas" 2>&1
     status=$?
-    sed -n "s/.*Compiling entry function '_Z[0-9]*\([a-z_0-9]*\)_kernel[^']*' for '\(.*\)'/\2 \1/p; s/.*Used \([0-9]* registers\).*/    \1/p" "$log.ptxas"
+    sed -n "s/.*Compiling entry function '_ZN5ferry[0-9]*\([a-z_]*\)[^']*' for '\(.*\)'/\2 \1/p; s/.*Used \([0-9]* registers\).*/    \1/p" "$log.ptxas"
     grep -E "error|[1-9][0-9]* bytes spill" "$log.ptxas" && status=1
     rm -f "$log.ptxas"
     return "$status"
@@ -71,11 +71,12 @@ cuda() { # every kernel file for every architecture; nothing of it is run
     printf '\n==== cuda\n'
     nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v nvcc) || { echo "SKIP cuda: no nvcc on this machine" && return; }
     mkdir -p build/cuda
-    for file in src/cuda/*.cu examples/*.cu; do
+    for file in src/cuda/*.cu examples/*.cu tests/cuda/*.cu; do
         step "nvcc $file" no_spills "$nvcc" -std=c++17 -O3 -fmad=false --threads "$jobs" -Werror all-warnings -Xptxas -v \
             -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_100,code=sm_100 \
-            -I src -I include -c "$file" -o "build/cuda/$(basename "$file").o" && echo "$file" && cat "$log"
+            -I src -I include -I tests -c "$file" -o "build/cuda/$(basename "$file").o" && echo "$file" && cat "$log"
     done
+    step "nvcc bench/link.cu" "$nvcc" -O3 -arch=sm_90 -Werror all-warnings -c bench/link.cu -o build/cuda/link.o
 }
 
 peers() { # the MPI programs that benchmarks compare with still compile, and their results are right
