@@ -102,6 +102,7 @@ class RouteConfig(Sized):
         ("expert_capacity", C.c_int64),
         ("rank_capacity", C.c_int64),
         ("overflow", C.c_int),
+        ("packed", C.c_int),
     ]
 
 
