@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as C
 import sys
 import weakref
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
@@ -106,6 +106,7 @@ class Group:
         self._held: Optional[_Held] = _Held(pointer.value or 0)
         self._children: "weakref.WeakSet[Any]" = weakref.WeakSet()
         self._wrapped: Dict[int, Stream] = {}
+        self._retired: List[Tuple[int, List[Event]]] = []  # routes that streams have yet to pass
         self.rank: int = lib.ferry_group_rank(pointer)
         self.ranks: int = lib.ferry_group_ranks(pointer)
         self.experts, self.hidden, self.max_tokens, self.max_topk = experts, hidden, max_tokens, max_topk
@@ -192,10 +193,13 @@ class Group:
 
     def close(self) -> None:
         """Leaves the group. Not collective, waits for no other rank. Routes, streams and events are closed."""
-        for child in list(self._children):
-            child.close()
+        held, self._held = self._held, None
+        if held is None:
+            return
+        for child in sorted(self._children, key=lambda c: not isinstance(c, Stream)):
+            child.close()  # streams first: closing one waits for what is on it
         self._wrapped.clear()
-        self._held = None
+        self._retired.clear()  # freed with the group
 
     def __enter__(self) -> "Group":
         return self
@@ -234,6 +238,27 @@ class Group:
         if native not in self._wrapped:
             self._wrapped[native] = Stream(self, native)
         return self._wrapped[native]._c
+
+    def _capturing(self) -> bool:
+        torch = sys.modules.get("torch")
+        return self._device == _c.CUDA and torch is not None and torch.cuda.is_current_stream_capturing()
+
+    def _retire(self, route: int, used: Set[int], captured: bool) -> None:
+        """Frees a route when the streams that it was used on have passed it."""
+        if self._held is None or captured or self._capturing():
+            return  # freed with the group: a graph that is replayed still uses it
+        streams = [c for c in self._children if isinstance(c, Stream) and c._pointer in used and not c.idle]
+        if streams:
+            self._retired.append((route, [s.record() for s in streams]))
+        else:
+            lib.ferry_route_destroy(route)
+
+    def _sweep(self) -> None:
+        if self._retired and not self._capturing():
+            done = [r for r in self._retired if all(e.done for e in r[1])]
+            self._retired = [r for r in self._retired if r not in done]
+            for route, _ in done:
+                lib.ferry_route_destroy(route)
 
     def _hold(self, where: Optional[int], things: List[Any]) -> None:
         """What a call on a stream was given lives until the stream has passed it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
@@ -69,6 +69,7 @@ class Route:
         expert_alignment: EXPERT: 0 and 1 mean packed.
         expert_capacity: EXPERT, SLOTS: the most rows a local expert takes in; 0: no limit.
         rank_capacity: RANK, EXPERT: the most row slots a rank takes in; 0: the group's max_recv_rows.
+        packed: "latency": rows of RANK and SLOTS lie packed as in "throughput", for which counts are exchanged.
         overflow: "error" (CapacityError on all ranks), or "drop": the last rows are left out, and counted.
         stream: see `Group.stream`. None: complete on return; for CUDA tensors of PyTorch its current stream.
 
@@ -77,7 +78,8 @@ class Route:
         DeadlineError, NoMemoryError.
 
     A route serves any number of dispatches and combines. It is a context manager, and closes when it is no longer
-    referred to. On a GPU it must not be closed before the streams that use it have passed it.
+    referred to; its memory is freed when the streams that it was used on have passed it. Used in the capture of a CUDA
+    graph by PyTorch, it stays as long as the group.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Route:
         expert_capacity: int = 0,
         rank_capacity: int = 0,
         overflow: str = "error",
+        packed: bool = False,
         stream: StreamLike = None,
     ):
         keep: List[Any] = []
@@ -103,11 +106,16 @@ class Route:
         config.mode = _choose(_MODES, mode, "mode")
         config.expert_alignment, config.expert_capacity = expert_alignment, expert_capacity
         config.rank_capacity, config.overflow = rank_capacity, _choose(_OVERFLOWS, overflow, "overflow")
+        config.packed = int(packed)
         pointer = C.c_void_p()
         where = group._stream(stream, topk_idx)
+        group._sweep()
         lib.ferry_route_create(group._c, C.byref(config), C.byref(pointer), where)
         self._pointer: Optional[int] = pointer.value
         self._held, self.group = group._held, group
+        self._used: Set[int] = set()
+        self._captured = False
+        self._use(where)
         group._hold(where, keep)
         group._children.add(self)
         self.layout, self.mode, self._weights = layout, mode, topk_weights is not None
@@ -139,6 +147,11 @@ class Route:
             raise errors.InvalidError("the route is closed")
         return self._pointer
 
+    def _use(self, where: Optional[int]) -> None:
+        if where is not None:
+            self._used.add(where)
+            self._captured = self._captured or self.group._capturing()
+
     # ---- dispatch ----
 
     def dispatch(
@@ -162,7 +175,7 @@ class Route:
             cast: None, or from bfloat16: "e4m3" (one float32 scale per 128 channels), "e4m3_pow2" (rounded up to a
                 power of two), "e4m3_ue8m0" (the same as UE8M0, four to an int32).
             out: an array for the rows, of at least route.rows rows. In the symmetric heap it is written in place.
-            out_scales: an array for the scales, any strides inside an expert.
+            out_scales: an array for the scales, any strides.
             view: True: rows, scales and the rest are views of the library's buffer (no copy), valid until the second
                 dispatch after this one begins on this rank. False: arrays of the caller's own.
             topk: False: topk_idx, topk_weights and source are not delivered.
@@ -249,10 +262,10 @@ class Route:
         return arrays.wrap(self._held, t, self.group._where)
 
     def close(self) -> None:
-        """Frees the route, which must not be in use on a stream any more. Not collective."""
+        """Frees the route, once the streams that use it have passed it. Not collective."""
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
-            lib.ferry_route_destroy(pointer)
+            self.group._retire(pointer, self._used, self._captured)
 
     def __enter__(self) -> "Route":
         return self
@@ -278,6 +291,7 @@ class PendingDispatch:
         """[collective] Waits for the others' rows."""
         call = self._call
         where = call.where if stream is None else call.route.group._stream(stream, call.x)
+        call.route._use(where)
         lib.ferry_dispatch_recv(call.route._c, C.byref(call.out), where)
         return call.received(where)
 
@@ -297,6 +311,7 @@ class PendingCombine:
         """[collective] Pulls and sums this rank's tokens, into out or a new array."""
         call = self._call
         where = call.where if stream is None else call.route.group._stream(stream, call.rows)
+        call.route._use(where)
         call.result(out, out_dtype)
         lib.ferry_combine_recv(call.route._c, C.byref(call.out), where)
         return call.combined(where)
@@ -324,10 +339,14 @@ class _Dispatch:
             if self.made.get(name) is None and not view:
                 self.made[name] = self.arrays.empty(shape, code, x)
             if self.made.get(name) is not None:
-                setattr(self.out, name, _array.describe(self.made[name], group._device, f"out ({name})", self.keep))
+                given = _array.describe(self.made[name], group._device, f"out ({name})", self.keep)
+                if (given.dtype, code) == (_c.BYTES, _c.E4M3):
+                    given.dtype = code  # an array library without float8 has its bytes
+                setattr(self.out, name, given)
             else:
                 self.made[name] = self  # a view: its place is known after the call
         self.where = group._stream(stream, x)
+        route._use(self.where)
 
     def _wanted(self, scales: Any, cast: Any, topk: bool) -> Dict[str, Tuple[Tuple[int, ...], int]]:
         """Shape and dtype of each tensor that the step makes."""
@@ -384,6 +403,7 @@ class _Combine:
             if b is not None:
                 self.options.bias[i] = _array.describe(b, group._device, f"bias[{i}]", self.keep)
         self.where = group._stream(stream, rows)
+        route._use(self.where)
         self.made: Any = None
         self.weights: Any = None
 

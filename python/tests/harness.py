@@ -5,13 +5,16 @@ that fails on any rank ends the pool, so that nothing of it reaches the next tes
 """
 
 import atexit
+import faulthandler
 import itertools
 import multiprocessing as mp
 import os
 import socket
 import sys
+import time
 import traceback
 from contextlib import contextmanager
+from multiprocessing import connection
 
 import numpy as np
 
@@ -23,7 +26,7 @@ except ImportError:
     pytest = None
 
 DEVICE = os.environ.get("FERRY_TEST_DEVICE", "cpu")
-LIMIT = 180  # seconds that a test may take on all ranks
+LIMIT = 60 if DEVICE == "cpu" else 120  # seconds that a test may take on all ranks
 
 
 class Skip(Exception):
@@ -86,11 +89,13 @@ def _serve(rank, ranks, port, pipe):
         except EOFError:
             return
         function, uid, arguments = work
+        faulthandler.dump_traceback_later(LIMIT - 5)  # where it hangs, if it does
         try:
             result = (True, function(Env(rank, ranks, port, uid), *arguments))
         except BaseException as error:
             skipped = isinstance(error, Skip) or (pytest and isinstance(error, pytest.skip.Exception))
             result = (None, str(error)) if skipped else (False, traceback.format_exc())
+        faulthandler.cancel_dump_traceback_later()
         pipe.send(result)
 
 
@@ -113,15 +118,20 @@ class Pool:
         uid = ferry.unique_id()
         for pipe in self.pipes:
             pipe.send((function, uid, arguments))
-        return [self._result(rank) for rank in range(len(self.pipes))]
+        deadline, results = time.monotonic() + LIMIT, {}
+        while len(results) < len(self.pipes) and time.monotonic() < deadline:
+            waiting = {pipe: rank for rank, pipe in enumerate(self.pipes) if rank not in results}
+            for pipe in connection.wait(list(waiting), timeout=1):
+                results[waiting[pipe]] = self._result(waiting[pipe])
+                if results[waiting[pipe]][0] is False:
+                    deadline = min(deadline, time.monotonic() + 3)  # for what the others have to say
+        return [results.get(rank, (False, "no result")) for rank in range(len(self.pipes))]
 
     def _result(self, rank):
         try:
-            if self.pipes[rank].poll(LIMIT):
-                return self.pipes[rank].recv()
+            return self.pipes[rank].recv()
         except EOFError:
             return (False, f"the process has ended, exit code {self.processes[rank].exitcode}")
-        return (False, f"no result after {LIMIT} s")
 
     def end(self):
         for process in self.processes:

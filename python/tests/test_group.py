@@ -1,5 +1,6 @@
 """Groups: how ranks meet, what is said when something is wrong, who may wait for whom."""
 
+import socket
 import threading
 import time
 
@@ -94,13 +95,16 @@ def test_how_to_meet():
 
 
 def test_environment():
-    on_ranks(2, environment)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    on_ranks(2, environment, port)
 
 
-def environment(env):
+def environment(env, port):
     import os
 
-    os.environ.update(FERRY_RANK=str(env.rank), FERRY_RANKS="2", FERRY_BOOT=f"127.0.0.1:{env.port}")
+    os.environ.update(FERRY_RANK=str(env.rank), FERRY_RANKS="2", FERRY_BOOT=f"127.0.0.1:{port}")
     try:
         with ferry.Group(experts=2, hidden=64, max_tokens=1, timeout=30) as g:
             assert (g.rank, g.ranks) == (env.rank, 2)
