@@ -151,7 +151,7 @@ typedef enum ferry_device { FERRY_CPU = 0, FERRY_CUDA = 1 } ferry_device;
  * In all of them, rows of one block are ordered by source rank, then by token. */
 typedef enum ferry_layout {
     FERRY_LAYOUT_RANK = 1, /* [rows, hidden]: a token once per rank, however many of its experts live there.
-                                THROUGHPUT: packed. LATENCY: source s begins at row s * M. */
+                                THROUGHPUT: packed. LATENCY: source s begins at row s * M, unless the route is packed. */
     FERRY_LAYOUT_EXPERT =
         2,                 /* [rows, hidden]: a token once per local expert, packed by local expert, each expert's block
                                 beginning at a multiple of expert_alignment */
@@ -416,6 +416,8 @@ typedef struct ferry_route_config {
     int64_t expert_capacity; /* EXPERT, SLOTS: the most rows a local expert takes in; 0: no limit */
     int64_t rank_capacity;   /* RANK, EXPERT: the most row slots a rank takes in (padding counts); 0: max_recv_rows */
     ferry_overflow overflow;
+    int packed; /* 1: LATENCY: rows of RANK and SLOTS lie packed as in THROUGHPUT, for which counts are exchanged, on a stream without a
+                   host wait. The same on every rank */
 } ferry_route_config;
 
 static inline ferry_route_config ferry_route_config_init(void) {
@@ -428,7 +430,7 @@ static inline ferry_route_config ferry_route_config_init(void) {
 #define FERRY_ROUTE_CONFIG_INIT ferry_route_config_init()
 
 /* [collective] Makes a route. THROUGHPUT: waits on the host until the counts of all ranks are known. LATENCY: nothing is
- * waited for in RANK and SLOTS; EXPERT, and any layout with a capacity, packs rows and exchanges counts, on a stream without a host
+ * waited for in RANK and SLOTS; EXPERT, and any layout with a capacity or packed, exchanges counts, on a stream without a host
  * wait. On a stream that a CUDA graph is being captured from nothing runs yet: in either mode the host then knows capacities and no
  * counts, as in LATENCY. A route serves any number of dispatches and combines, with rows of any width up to the group's.
  * FERRY_INVALID (SLOTS that do not fit the receive buffer; an index outside -1..E-1 is named with token and choice; in LATENCY mode on a stream it becomes the stream's
@@ -535,7 +537,7 @@ typedef struct ferry_dispatch_out {
     ferry_tensor rows; /* RANK, EXPERT: [info.rows, columns]; SLOTS: [L, R * M, columns] */
     ferry_tensor
         scales; /* like rows, n columns, of the given dtype; of casts FERRY_FP32 or FERRY_UE8M0X4. The caller's may have any
-                                  strides inside an expert, and any 4-byte dtype */
+                                  strides, and any 4-byte dtype */
     ferry_tensor topk_idx; /* RANK: [info.rows, topk] int32 local expert of each choice, -1 when not on this rank;
                                   EXPERT, SLOTS: not made */
     ferry_tensor

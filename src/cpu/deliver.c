@@ -43,7 +43,7 @@ static void copy_row_block(const fe_rows *rows, char *to, int64_t to_stride, con
 
 static void copy_scales(const fe_deliver *d, const char *landed, int64_t from, int64_t count) {
     for (int64_t i = from; i < from + count; i++) {
-        char *to = d->scales_to + i * d->scale_to_row;
+        char *to = d->scales_to + i / d->expert_slots * d->scale_to_expert + i % d->expert_slots * d->scale_to_row;
         const char *row = landed + i * d->scale_stride;
         for (size_t w = 0; w * 4 < d->scale_bytes; w++) memcpy(to + (int64_t)w * d->scale_to_word, row + w * 4, 4);
     }

@@ -40,9 +40,11 @@ FE_DEVICE void deliver_row(const fe_cuda_args &a, int64_t slot) {
     const char *space = a.world.space[s.rank];
     size_t each = 4 * (s.layout == FERRY_LAYOUT_RANK ? (size_t)s.topk : 1);
     if (d.rows_to) copy_row(d.rows_to + slot * d.rows_to_stride, space + d.rows_at + slot * d.row_stride, d.row_bytes);
+    int64_t scales_at = 0;
+    if (d.scales_to) scales_at = slot / d.expert_slots * d.scale_to_expert + slot % d.expert_slots * d.scale_to_row;
     for (size_t w = fe_lane(); d.scales_to && w < d.scale_bytes / 4; w += FE_WARP) {
         const char *from = space + d.scales_at + slot * d.scale_stride + w * 4;
-        char *to = d.scales_to + slot * d.scale_to_row + (int64_t)w * d.scale_to_word;
+        char *to = d.scales_to + scales_at + (int64_t)w * d.scale_to_word;
         for (int i = 0; i < 4; i++) to[i] = from[i]; /* words of BYTES tensors may lie anywhere */
     }
     if (!d.topk) return;

@@ -74,6 +74,7 @@ typedef struct fe_deliver { /* dispatch, receiving side. A copy is made where `t
     int64_t row_stride, scale_stride;                           /* bytes, there */
     char *rows_to, *scales_to, *source_to, *ids_to, *weights_to;
     int64_t rows_to_stride, scale_to_row, scale_to_word; /* bytes */
+    int64_t scale_to_expert, expert_slots;               /* bytes from expert to expert, and slots of each */
     int32_t *counts_to, *starts_to;
     bool topk, zero_padding;
     uint64_t tails_at;

@@ -127,7 +127,7 @@ static ferry_status plan_out_scales(plan *p, size_t landing) {
         *t = fe_slots_tensor(shape, fe_near(heap, heap->rank, landing), p->scale_type, rows, columns);
         return FERRY_OK;
     }
-    FE_TRY(fe_view_slots(t, "out.scales", shape, &v));
+    FE_TRY(fe_view_experts(t, "out.scales", shape, &v, &d->scale_to_expert, &d->expert_slots));
     FE_TRY(fe_view_rows(&v, "out.scales", rows, true));
     if (ferry_dtype_bytes(v.dtype) != 4 && v.dtype != FERRY_BYTES)
         return fe_fail(FERRY_INVALID, "out.scales has dtype %d: elements of 4 bytes or FERRY_BYTES are wanted",

@@ -50,20 +50,30 @@ ferry_status fe_view_2d(const ferry_tensor *t, const char *name, fe_view *view) 
     return FERRY_OK;
 }
 
-ferry_status fe_view_slots(const ferry_tensor *t, const char *name, const fe_shape *shape, fe_view *view) {
+ferry_status fe_view_experts(const ferry_tensor *t, const char *name, const fe_shape *shape, fe_view *view,
+                             int64_t *expert, int64_t *slots) {
     int64_t strides[FERRY_MAX_DIMS], local = fe_map_local(shape->map, shape->rank);
     int64_t per_expert = (int64_t)shape->ranks * shape->max_tokens;
+    *expert = 0;
+    *slots = INT64_MAX;
     if (shape->layout != FERRY_LAYOUT_SLOTS) return fe_view_2d(t, name, view);
     FE_TRY(check_tensor(t, name, 3));
     explicit_strides(t, strides);
     if (t->shape[0] != local || t->shape[1] != per_expert)
         return fe_fail(FERRY_INVALID, "%s is [%lld, %lld, ...]; SLOTS wants [%lld, %lld, ...]", name,
                        (long long)t->shape[0], (long long)t->shape[1], (long long)local, (long long)per_expert);
-    if (local > 1 && strides[0] != per_expert * strides[1])
-        return fe_fail(FERRY_INVALID, "%s: experts are %lld elements apart, not %lld times the %lld from slot to slot",
-                       name, (long long)strides[0], (long long)per_expert, (long long)strides[1]);
     *view = make_view(t, local * per_expert, t->shape[2], strides[1], strides[2]);
+    *expert = strides[0] * (int64_t)ferry_dtype_bytes(t->dtype);
+    *slots = per_expert;
     return FERRY_OK;
+}
+
+ferry_status fe_view_slots(const ferry_tensor *t, const char *name, const fe_shape *shape, fe_view *view) {
+    int64_t expert, slots, element = (int64_t)ferry_dtype_bytes(t->dtype);
+    FE_TRY(fe_view_experts(t, name, shape, view, &expert, &slots));
+    if (shape->layout != FERRY_LAYOUT_SLOTS || view->rows <= slots || expert == slots * view->row) return FERRY_OK;
+    return fe_fail(FERRY_INVALID, "%s: experts are %lld elements apart, not %lld times the %lld from slot to slot",
+                   name, (long long)(expert / element), (long long)slots, (long long)(view->row / element));
 }
 
 ferry_status fe_view_1d(const ferry_tensor *t, const char *name, fe_view *view) {

@@ -15,6 +15,9 @@ typedef struct fe_view {
 ferry_status fe_view_2d(const ferry_tensor *t, const char *name, fe_view *view);
 /* The same for what has a row in each slot: [rows, columns], or for SLOTS [L, R * M, columns] with evenly spaced rows. */
 ferry_status fe_view_slots(const ferry_tensor *t, const char *name, const fe_shape *shape, fe_view *view);
+/* Experts may be any distance apart: *expert bytes, and *slots rows lie in each. A tensor that is not of SLOTS is one expert's. */
+ferry_status fe_view_experts(const ferry_tensor *t, const char *name, const fe_shape *shape, fe_view *view,
+                             int64_t *expert, int64_t *slots);
 /* [n], contiguous. */
 ferry_status fe_view_1d(const ferry_tensor *t, const char *name, fe_view *view);
 

@@ -18,6 +18,7 @@ typedef struct fe_shape {
     int alignment;
     int64_t expert_capacity, rank_capacity; /* 0: none */
     ferry_overflow overflow;
+    bool packed; /* LATENCY: as in THROUGHPUT */
 } fe_shape;
 
 /* One rank's row of counts, as it travels: header, rows per rank (a token once), rows per home. int32 each. */
@@ -81,7 +82,7 @@ FE_PURE int fe_unit_of(const fe_shape *s, int32_t home) {
 }
 /* Fixed slots per source: the place of a row follows from this rank's own counts. */
 FE_PURE bool fe_slots_fixed(const fe_shape *s) {
-    return s->mode == FERRY_LATENCY && s->layout != FERRY_LAYOUT_EXPERT;
+    return s->mode == FERRY_LATENCY && s->layout != FERRY_LAYOUT_EXPERT && !s->packed;
 }
 /* Must counts be exchanged before rows can be placed? */
 FE_PURE bool fe_needs_exchange(const fe_shape *s) {

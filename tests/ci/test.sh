@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything that can be tested on this machine, each kind in a build of its own. Ends with one line, "N passed, N failed": every
-# CTest test of every build, every build itself, and every CUDA file and architecture is one. What cannot run has failed; what does
-# not apply is named in a line that begins with SKIP. Exit status 1 when anything failed.
+# CTest test of every build, every build itself, every CUDA file and architecture, and every test of the Python package is one. What
+# cannot run has failed; what does not apply is named in a line that begins with SKIP. Exit status 1 when anything failed.
 #
 #   FERRY_TEST_CASES=n   drawn cases of the rank tests in the first build (the others have fewer)
 cd "$(dirname "$0")/../.." || exit 1
@@ -86,6 +86,34 @@ peers() { # the MPI programs that benchmarks compare with still compile, and the
         --rounds 1 --iters 2 --check && echo "bench/compare.py: every program checked"
 }
 
+python_package() { # the wheel, as its users get it, beside Debian's NumPy and PyTorch; every test of pytest's is one
+    venv=build/python/venv
+    rm -rf build/python
+    /usr/bin/python3 -m venv --system-site-packages "$venv" &&
+        CMAKE_BUILD_PARALLEL_LEVEL=$jobs CMAKE_ARGS="-DFERRY_CUDA=OFF -DFERRY_WERROR=ON" \
+            "$venv/bin/pip" wheel --no-deps -w build/python ./python &&
+        "$venv/bin/pip" install 'numpy<2' 'ml_dtypes<0.5' build/python/*.whl # Debian's PyTorch is of NumPy 1
+}
+
+python() {
+    printf '\n==== python\n'
+    begun=$(date +%s)
+    if step "python: wheel" python_package; then
+        echo "wheel built and installed in $(($(date +%s) - begun)) s"
+        # From another folder: what is tested is what was installed.
+        (cd python/tests && env -u FERRY_LIBRARY PYTHONDONTWRITEBYTECODE=1 "../../$venv/bin/python" -m pytest \
+            -p no:cacheprovider --durations=3 . 2>&1) | tee "$log"
+        sed -n 's/^SKIPPED \[[0-9]*\] /SKIP python: /p' "$log"
+        good=$(tail -n 1 "$log" | grep -Eo '[0-9]+ passed' | cut -d ' ' -f 1)
+        bad=$(tail -n 1 "$log" | grep -Eo '[0-9]+ (failed|error)' | awk '{ n += $1 } END { print n + 0 }')
+        passed=$((passed + ${good:-0})) failed=$((failed + bad))
+        [ "$bad" -eq 0 ] || broken="$broken
+$(sed -n 's/^\(FAILED\|ERROR\) \([^ ]*\).*/  python: \2/p' "$log")"
+        [ -n "$good" ] || count "python: pytest" 1
+    fi
+    echo "python took $(($(date +%s) - begun)) s"
+}
+
 run=
 tests gcc build
 export FERRY_TEST_CASES=300
@@ -101,6 +129,7 @@ export FERRY_TEST_CASES=40
 tests arm build/arm -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DFERRY_COMMAND=OFF
 cuda
 peers
+python
 
 printf '\n'
 [ -z "$broken" ] || printf 'failed:%s\n' "$broken"

@@ -106,7 +106,7 @@ typedef struct block {
 static int64_t fill_block(oracle *o, const block *b) {
     const oracle_config *c = &o->config;
     oracle_rank *k = &o->rank[b->rank];
-    bool fixed = c->mode == FERRY_LATENCY && c->layout != FERRY_LAYOUT_EXPERT;
+    bool fixed = c->mode == FERRY_LATENCY && c->layout != FERRY_LAYOUT_EXPERT && !c->packed;
     int counts_at = b->local < 0 ? 0 : b->local * c->ranks;
     int64_t index = 0; /* rows of the block so far, dropped ones included */
     for (int s = 0; s < c->ranks; s++) {

@@ -48,7 +48,8 @@
     X(split, 0)      /* 1: send and receive halves, two in flight */                                          \
     X(rounds, 1)     /* dispatches and combines on one route */                                               \
     X(skip_topk, 0)                                                                                           \
-    X(zero_pad, 0)
+    X(zero_pad, 0)                                                                                            \
+    X(packed, 0) /* 1: LATENCY: rows packed */
 
 typedef struct xcase {
 #define CASE_FIELD(name, smallest) int64_t name;

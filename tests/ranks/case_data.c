@@ -185,6 +185,7 @@ bool case_build(const xcase *c, const case_choices *given, case_data *d) {
         .alignment = (int)c->align,
         .expert_capacity = c->expert_cap,
         .rank_capacity = c->rank_cap,
+        .packed = c->packed != 0,
         .columns = (int)c->columns,
         .dtype = (ferry_dtype)c->dtype,
         .scale_bytes = (size_t)c->scales * 4,

@@ -203,6 +203,7 @@ static bool make_route(exchange *x, bool *overflow) {
     cfg.expert_capacity = c->expert_cap;
     cfg.rank_capacity = c->rank_cap;
     cfg.overflow = (ferry_overflow)c->drop;
+    cfg.packed = (int)c->packed;
     ranks_step(x->env, "ferry_route_create");
     ferry_status status = ferry_route_create(x->group, &cfg, &x->route, x->stream);
     *overflow = !c->drop && oracle_dropped(x->d->oracle[0]) > 0;

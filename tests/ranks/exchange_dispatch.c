@@ -31,9 +31,12 @@ static bool prepare_out(exchange *x, flight *f) {
         int64_t n = (int64_t)scale_bytes / 4;
         ferry_dtype type = c->cast == FERRY_CAST_E4M3_UE8M0 ? FERRY_UE8M0X4 : FERRY_FP32;
         f->out.scales = exchange_shaped(x, exchange_own(x, (size_t)rows * scale_bytes), type, n, 0);
-        if (c->strided && c->layout != FERRY_LAYOUT_SLOTS) {
-            f->out.scales.strides[0] = 1;
-            f->out.scales.strides[1] = rows;
+        if (c->strided) { /* column by column, inside each expert of SLOTS */
+            ferry_tensor *t = &f->out.scales;
+            int64_t of_each = t->shape[t->ndim - 2];
+            t->strides[0] = of_each * n;
+            t->strides[t->ndim - 2] = 1;
+            t->strides[t->ndim - 1] = of_each;
         }
     }
     f->out.source = ferry_tensor_1d(exchange_own(x, (size_t)rows * 4), FERRY_INT32, rows);

@@ -1,0 +1,161 @@
+"""Streams and events: the order of calls that are not waited for."""
+
+from __future__ import annotations
+
+import ctypes as C
+import sys
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Union
+
+from . import _c, errors
+from ._c import lib
+
+if TYPE_CHECKING:
+    from .group import Group
+
+
+class Stream:
+    """A queue of Ferry calls, carried out in order beside the caller.
+
+    `Stream(group)` makes one of the group's device: on the CPU a thread with workers of its own. `Stream(group, native)`
+    wraps a CUDA stream of the caller's (its address, or an object with `cuda_stream`, as PyTorch's have), so that Ferry's
+    calls are ordered with everything else on it.
+
+    A call with `stream=` returns at once. Its results are there after `sync()`; until then the stream keeps the arrays of
+    its calls alive. A context manager: leaving it waits and closes.
+    """
+
+    def __init__(self, group: "Group", native: Any = None):
+        self._group, self._held = group, group._held
+        self._keep: List[Any] = []
+        pointer = C.c_void_p()
+        if native is None:
+            lib.ferry_stream_create(group._c, C.byref(pointer))
+        else:
+            lib.ferry_stream_wrap(group._c, native_of(native), C.byref(pointer))
+        self._pointer: Optional[int] = pointer.value
+        self.native = native_of(native) if native is not None else None
+        group._children.add(self)
+
+    @property
+    def _c(self) -> int:
+        if self._pointer is None:
+            raise errors.InvalidError("the stream is closed")
+        return self._pointer
+
+    def _hold(self, things: List[Any]) -> None:
+        if self.native is not None and all(_is_torch(x) for x in things):
+            return  # PyTorch's allocator gives memory of this stream out again in the stream's order
+        if len(self._keep) > 64 and self.idle:
+            self._keep.clear()
+        self._keep.extend(things)
+
+    @property
+    def idle(self) -> bool:
+        """True when everything on the stream is done. Never waits."""
+        return bool(lib.ferry_stream_idle(self._c))
+
+    def sync(self) -> None:
+        """Waits until all calls on the stream are done; raises the first error among them since the last sync."""
+        try:
+            lib.ferry_stream_sync(self._c)
+        finally:
+            self._keep.clear()
+
+    def wait(self, event: "Event") -> None:
+        """Later calls on this stream start after the event has happened."""
+        lib.ferry_stream_wait_event(self._c, event._c)
+
+    def call(self, function: Callable[[], Any]) -> None:
+        """Puts a Python function at the end of a CPU stream: compute that is ordered with communication.
+
+        It is called also after an error on the stream. An exception of its own is printed, and goes no further.
+        """
+        callback = _c.StreamFn(lambda _: function())
+        self._keep.append(callback)
+        lib.ferry_stream_call(self._c, callback, None)
+
+    def record(self) -> "Event":
+        """An event that happens when all calls now on the stream are done."""
+        event = Event(self._group)
+        event.record(self)
+        return event
+
+    def close(self) -> None:
+        """Waits until the stream is empty and frees it. A wrapped CUDA stream itself stays."""
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            lib.ferry_stream_destroy(pointer)
+            self._keep.clear()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        try:
+            if kind is None:
+                self.sync()
+        finally:
+            self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None) is not None:
+            self.close()
+
+
+class Event:
+    """A point in a stream. Never recorded, it has happened."""
+
+    def __init__(self, group: "Group"):
+        self._held = group._held
+        pointer = C.c_void_p()
+        lib.ferry_event_create(group._c, C.byref(pointer))
+        self._pointer: Optional[int] = pointer.value
+        group._children.add(self)
+
+    @property
+    def _c(self) -> int:
+        if self._pointer is None:
+            raise errors.InvalidError("the event is closed")
+        return self._pointer
+
+    def record(self, stream: Optional[Stream] = None) -> None:
+        """It happens when all calls now on the stream are done (None: now). Recording again replaces that."""
+        lib.ferry_event_record(self._c, stream._c if stream else None)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has happened. Never waits."""
+        return bool(lib.ferry_event_done(self._c))
+
+    def sync(self) -> None:
+        """Waits for it on the host, at most the group's timeout."""
+        lib.ferry_event_sync(self._c)
+
+    def close(self) -> None:
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            lib.ferry_event_destroy(pointer)
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None) is not None:
+            self.close()
+
+
+StreamLike = Union[Stream, int, Any, None]
+
+
+def native_of(stream: Any) -> int:
+    """The address of a CUDA stream: an int, PyTorch's (`cuda_stream`), CuPy's (`ptr`), or `__cuda_stream__`."""
+    if isinstance(stream, int):
+        return stream
+    for name in ("cuda_stream", "ptr"):
+        if isinstance(getattr(stream, name, None), int):
+            return getattr(stream, name)
+    if hasattr(stream, "__cuda_stream__"):
+        return stream.__cuda_stream__()[1]
+    raise TypeError(f"{type(stream).__name__} is no stream: ferry.Stream, the address of a CUDA stream, or an object of one")
+
+
+def _is_torch(x: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)

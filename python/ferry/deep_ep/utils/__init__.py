@@ -1,0 +1,3 @@
+from .event import EventHandle, EventOverlap
+
+__all__ = ["EventHandle", "EventOverlap"]

@@ -1,0 +1,219 @@
+"""Groups: how ranks meet, what is said when something is wrong, who may wait for whom."""
+
+import socket
+import threading
+import time
+
+import numpy as np
+from harness import alone, each, on_ranks, raises
+
+import ferry
+
+
+def test_ranks_as_threads():
+    """Every blocking call lets the other Python threads run: here they are the other ranks."""
+    uid, sums = ferry.unique_id(), {}
+
+    def run(rank):
+        with ferry.Group(
+            unique_id=uid, rank=rank, ranks=3, experts=3, hidden=64, max_tokens=4, max_topk=1, dtype="float32", timeout=30
+        ) as g:
+            for _ in range(5):
+                g.barrier()
+            route = g.route(np.full((2, 1), (rank + 1) % 3))
+            got = route.dispatch(np.full((2, 64), rank, np.float32))
+            sums[rank] = (got.rows[:, 0].tolist(), route.combine(got.rows).rows[:, 0].tolist())
+            g.barrier()
+
+    threads = [threading.Thread(target=run, args=(r,)) for r in range(3)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert sums == {r: ([(r + 2) % 3] * 2, [r] * 2) for r in range(3)}
+
+
+def test_allgather_of_the_callers():
+    """Ranks that meet through a function of the caller's, here of threads."""
+    meeting, parts, seen = threading.Barrier(2), {}, []
+
+    def gather(rank, data):
+        meeting.wait()
+        parts[rank] = data
+        meeting.wait()
+        return [parts[r] for r in range(2)]
+
+    def run(rank):
+        config = dict(experts=2, hidden=64, max_tokens=1, timeout=30)
+        with ferry.Group(allgather=lambda d: gather(rank, d), rank=rank, ranks=2, **config) as g:
+            seen.append(g.allgather(np.array([rank])).tolist())
+
+    threads = [threading.Thread(target=run, args=(r,)) for r in range(2)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert seen == [[[0], [1]]] * 2
+
+
+def test_an_allgather_that_raises_is_the_cause():
+    def gather(data):
+        raise KeyError("the store is gone")
+
+    try:
+        ferry.Group(allgather=gather, rank=0, ranks=2, experts=2, hidden=64, max_tokens=1, timeout=5)
+    except ferry.FerryError as error:
+        assert isinstance(error.__cause__, KeyError)
+    else:
+        raise AssertionError("the group was made")
+
+
+@each(
+    wrong=(
+        ({"hidden": 7}, "16"),
+        ({"experts": 0}, "experts"),
+        ({"max_topk": 65}, "max_topk"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"expert_ranks": [[0]]}, "expert_ranks has 1 entries"),
+        ({"expert_ranks": [[0], [1]], "experts": 2}, "rank"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"layouts": ("rows",)}, "layout is 'rows'"),
+    )
+)
+def test_wrong_config(wrong):
+    config, text = wrong
+    with raises(ferry.InvalidError, text):
+        alone(**config)
+
+
+def test_how_to_meet():
+    config = dict(experts=2, hidden=64, max_tokens=1)
+    with raises(ferry.InvalidError, "go with unique_id or allgather"):
+        ferry.Group(rank=0, ranks=1, **config)
+    with raises(ferry.InvalidError, "goes with rank and ranks"):
+        ferry.Group(unique_id=ferry.unique_id(), **config)
+    with raises(ferry.InvalidError, "3 bytes"):
+        ferry.Group(unique_id=b"abc", rank=0, ranks=1, **config)
+    with raises(ferry.FerryError, "id"):
+        ferry.Group(unique_id=bytes(128), rank=0, ranks=1, **config)
+
+
+def test_environment():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    on_ranks(2, environment, port)
+
+
+def environment(env, port):
+    import os
+
+    os.environ.update(FERRY_RANK=str(env.rank), FERRY_RANKS="2", FERRY_BOOT=f"127.0.0.1:{port}")
+    try:
+        with ferry.Group(experts=2, hidden=64, max_tokens=1, timeout=30) as g:
+            assert (g.rank, g.ranks) == (env.rank, 2)
+            g.barrier()
+    finally:
+        for name in ("FERRY_RANK", "FERRY_RANKS", "FERRY_BOOT"):
+            del os.environ[name]
+
+
+def test_mismatch_is_named():
+    on_ranks(2, mismatch)
+
+
+def mismatch(env):
+    with raises(ferry.MismatchError, "hidden"):
+        env.group(hidden=256 * (env.rank + 1))
+
+
+def test_a_late_rank_is_named():
+    on_ranks(2, late)
+
+
+def late(env):
+    g = env.group(timeout=0.3)
+    if env.rank == 0:
+        begun = time.monotonic()
+        with raises(TimeoutError, "rank 1") as _:
+            g.barrier()
+        assert time.monotonic() - begun < 20
+        with raises(ferry.FerryError, ""):
+            g.check()
+        with raises(ferry.FerryError, ""):
+            g.barrier()
+    else:
+        time.sleep(1.5)
+    g.close()
+
+
+def test_abort_wakes_the_others():
+    on_ranks(2, abort)
+
+
+def abort(env):
+    g = env.group(timeout=60)
+    if env.rank == 0:
+        g.abort()
+    with raises(ferry.AbortedError, ""):
+        g.barrier()
+    g.close()
+
+
+def test_an_exception_in_with_wakes_the_others():
+    on_ranks(2, failing)
+
+
+def failing(env):
+    with raises((ZeroDivisionError, ferry.AbortedError)[env.rank], ""):
+        with env.group(timeout=60) as g:
+            if env.rank == 0:
+                raise ZeroDivisionError
+            g.barrier()
+
+
+def test_closed_things_say_so():
+    g = alone()
+    route, stream, event = g.route(np.zeros((1, 1), np.int64)), g.stream(), g.event()
+    assert not g.closed and "rank 0 of 1" in repr(g)
+    g.close()
+    g.close()
+    assert g.closed and "closed" in repr(g)
+    for thing, what in ((g, "group"), (route, "route"), (stream, "stream"), (event, "event")):
+        with raises(ferry.InvalidError, f"the {what} is closed"):
+            thing._c
+    with raises(ferry.InvalidError, "closed"):
+        g.barrier()
+
+
+def test_broadcast_and_allgather():
+    on_ranks(3, collectives)
+
+
+def collectives(env):
+    with env.group() as g:
+        a = np.arange(6, dtype=np.float32).reshape(2, 3) * (env.rank + 1)
+        assert g.allgather(a).tolist() == [(np.arange(6).reshape(2, 3) * (r + 1)).tolist() for r in range(3)]
+        g.broadcast(a, root=2)
+        assert a.tolist() == (np.arange(6).reshape(2, 3) * 3).tolist()
+        with raises(TypeError, "not contiguous"):
+            g.broadcast(a.T)
+        with raises(ferry.InvalidError, "root"):
+            g.broadcast(a, root=3)
+
+
+def test_expert_ranks():
+    on_ranks(2, moved_experts)
+
+
+def moved_experts(env):
+    with env.group(experts=3, expert_ranks=[[1], [0, 1], [0]], dtype="float32") as g:
+        assert g.local_experts(0).tolist() == [1, 2] and g.local_experts(1).tolist() == [0, 1]
+        route = g.route(np.ones((4, 1), np.int64), layout="expert")
+        assert route.rank_rows.tolist() == [2, 2]  # copies are chosen by turns
+        with raises(ferry.InvalidError, "none of the group's 2"):
+            g.local_experts(2)
+
+
+def test_group_bytes():
+    config = dict(experts=8, hidden=256, max_tokens=16)
+    assert ferry.group_bytes(2, **{**config, "hidden": 512}) > ferry.group_bytes(2, **config) > 0
+    assert ferry.group_bytes(2, heap_bytes=1 << 24, **config) >= ferry.group_bytes(2, **config) + (1 << 24)
+    with raises(TypeError, "tokens: not known"):
+        ferry.group_bytes(2, tokens=3, **config)
