@@ -48,6 +48,7 @@ check(demo cli 120 sh -c "\"$1\" demo --short --svg demo.svg | grep -x verified 
 
 # The examples, as their readers have them: the public header and the shared library.
 file(GLOB examples CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/examples/*.c)
+list(FILTER examples EXCLUDE REGEX "/(mpi|openshmem)\\.c$") # want compilers of their own: tests/ci/launchers.sh
 foreach(example ${examples})
     get_filename_component(name ${example} NAME_WE)
     add_executable(example_${name} ${example})
@@ -61,6 +62,12 @@ if(TARGET ferry_cuda) # run by tests/cuda/run
     target_link_libraries(example_kernel PRIVATE ferry Threads::Threads)
 endif()
 
+# ferry run, and other launchers.
+command(run 30 0 "^1 of 2$" run -n 2 -- sh -c "echo \$FERRY_RANK of \$FERRY_RANKS")
+command(run_help 10 0 "--hosts FILE" help run)
+check(run_promises cli 200 ${ci}/run.sh $<TARGET_FILE:ferry_command>)
+command(bench_other_ranks 30 2 "--ranks 3, but the launcher has 2" run -n 2 -- $<TARGET_FILE:ferry_command> bench --ranks 3)
 if(NOT FERRY_SANITIZE) # a sanitizer's library needs the sanitizer in whatever links it
+    check(launchers cli 300 ${ci}/launchers.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
     check(install install 120 ${ci}/install.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 endif()

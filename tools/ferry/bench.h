@@ -48,6 +48,8 @@ typedef struct fe_bench {
     fe_bench_options o;
     ferry_layout layout;
     ferry_mode mode;
+    bool launched; /* this process is one rank; `rank` is its number, and what ranks share is each one's own */
+    int rank;
     bool processes, fp8, weighted, zero_copy, gpu;
     int max_tokens, threads;
     size_t in_bytes, row_bytes, scale_bytes,
