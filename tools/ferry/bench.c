@@ -2,6 +2,7 @@
 #include "bench.h"
 #include "boot/place.h"
 #include "hardware.h"
+#include "model.h"
 #include "options.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,11 +57,11 @@ static const char notes[] =
     "  a line {\"type\": \"meta\", \"num_experts\": N} may give the number of experts. Lines are dealt round robin to "
     "the ranks.\n";
 
-enum { OPTIONS = 28 };
+enum { OPTIONS = 33 };
 
 static void list_options(fe_bench_options *o, fe_option *table) {
     const fe_option all[OPTIONS] = {
-        {"ranks", FE_OPTION_INT, &o->ranks, "N", 1, FE_RANKS_MAX, "ranks of the group", "2, or the launcher's"},
+        {"ranks", FE_OPTION_INT, &o->ranks, "N", 1, FE_MODEL_RANKS, "ranks of the group", "2, or the launcher's"},
         {"device", FE_OPTION_CHOICE, &o->device, "cpu|cuda", 0, 0, "where ranks run", NULL},
         {"sms", FE_OPTION_INT, &o->sms, "N", 1, 1024, "cuda: SMs that a step of each rank uses",
          "FERRY_SMS, or the GPU's share of a rank"},
@@ -99,6 +100,12 @@ static void list_options(fe_bench_options *o, fe_option *table) {
          NULL},
         {"timeout", FE_OPTION_INT, &o->timeout_s, "S", 1, 3600, "seconds that any wait inside the library may take",
          NULL},
+        {"model", FE_OPTION_FLAG, &o->model, NULL, 0, 0, "measure nothing: predict, for --topology", NULL},
+        {"topology", FE_OPTION_TEXT, &o->topology, "FILE", 0, 0, "the hardware that a model is of", NULL},
+        {"groups", FE_OPTION_INT, &o->groups, "N", 1, FE_MODEL_RANKS, "model: a token's experts lie on at most N hosts",
+         "any"},
+        {"against", FE_OPTION_TEXT, &o->against, "FILE", 0, 0, "model: its errors against measured times", NULL},
+        {"within", FE_OPTION_REAL, &o->within, "PERCENT", 0, 1000, "model: fail when an error is larger", "none"},
         {"deadline", FE_OPTION_INT, &o->deadline_s, "S", 1, 86400, "seconds that all of it may take", NULL},
     };
     memcpy(table, all, sizeof all);
@@ -126,6 +133,7 @@ static bool find_ranks(fe_bench *b) {
     if (b->launched && launch.ranks > FE_RANKS_MAX) return refuse("the launcher has more ranks than the 64 of a bench");
     if (b->launched) o->ranks = launch.ranks;
     if (!o->ranks) o->ranks = 2;
+    if (o->ranks > FE_RANKS_MAX) return refuse("--ranks is at most 64; only --model takes more");
     if (o->ranks_as < 0) o->ranks_as = b->launched ? 2 : b->gpu ? 0 : 1;
     b->processes = o->ranks_as != 0;
     return true;
@@ -174,6 +182,11 @@ int ferry_cmd_bench(int argc, char **argv) {
         "bench", "Measures dispatch and combine, and what plain copies and sums of the same bytes take.", notes};
     fe_parsed parsed = fe_options_parse(&usage, table, OPTIONS, argc, argv);
     if (parsed != FE_PARSED_RUN) return parsed == FE_PARSED_HELP ? FE_EXIT_OK : FE_EXIT_USAGE;
+    if (b.o.model != (b.o.topology != NULL) || (!b.o.model && (b.o.against || b.o.groups || b.o.within > 0))) {
+        refuse("--model and --topology go together, and --groups, --against and --within with them");
+        return FE_EXIT_USAGE;
+    }
+    if (b.o.model) return fe_model_run(&b.o);
     if (!derive(&b)) return FE_EXIT_USAGE;
     char why[FE_RANKS_WHY];
     int code = FE_EXIT_FAILED;

@@ -32,7 +32,10 @@ typedef struct fe_bench_options {
     int sms, batch;
     double skew;
     bool cast, check, deliver_topk, graph;
-    const char *routes, *json;
+    bool model;
+    int groups;
+    double within;
+    const char *routes, *json, *topology, *against;
 } fe_bench_options;
 
 typedef struct fe_bench_shared { /* what ranks tell the parent */
