@@ -48,6 +48,7 @@ check(demo cli 120 sh -c "\"$1\" demo --short --svg demo.svg | grep -x verified 
 
 # The examples, as their readers have them: the public header and the shared library.
 file(GLOB examples CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/examples/*.c)
+list(FILTER examples EXCLUDE REGEX "/(mpi|openshmem)\\.c$") # want compilers of their own: tests/ci/launchers.sh
 foreach(example ${examples})
     get_filename_component(name ${example} NAME_WE)
     add_executable(example_${name} ${example})
@@ -61,6 +62,31 @@ if(TARGET ferry_cuda) # run by tests/cuda/run
     target_link_libraries(example_kernel PRIVATE ferry Threads::Threads)
 endif()
 
+# The model, and what it is worth: no more than these percents away from what was measured and not used to calibrate it.
+set(topologies ${CMAKE_SOURCE_DIR}/examples/topologies)
+set(model bench --model --topology)
+command(model 10 0 "^ +4096 +512 .* NICs" ${model} ${topologies}/h800-cx7.json --groups 4 --dtype fp8)
+command(model_proxy 10 0 " messages " ${model} ${topologies}/h800-cx7-proxy.json --mode latency --layout slots --ranks 4096)
+command(model_deepep 10 0 "^3 of 20 times.* others: 4.[0-9]% on average" ${model} ${topologies}/h800-cx7.json
+        --against ${topologies}/deepep-published.json --within 10)
+command(model_one_host 10 0 "^3 of 20 times.* others: 7.[0-9]% on average" ${model} ${topologies}/pretend-hosts.json
+        --against ${CMAKE_SOURCE_DIR}/bench/results/2026-11-25-one-host.json --within 25)
+command(model_within 10 1 "^more than the 1% of --within$" ${model} ${topologies}/h800-cx7.json
+        --against ${topologies}/deepep-published.json --within 1)
+command(model_no_file 10 1 "not-there.json: No such file" ${model} not-there.json)
+command(model_alone 10 2 "go together" bench --model)
+command(model_ranks 10 2 "only --model takes more" bench --ranks 65)
+# What a bench writes is what the model reads.
+check(model_of_a_bench cli 60 sh -c "\"$1\" bench --ranks 2 --tokens 64 --hidden 256 --iters 3 --json model.json &&
+    \"$1\" bench --model --topology \"$2\" --against model.json | grep -x '0 of 2 times.*'"
+      sh $<TARGET_FILE:ferry_command> ${topologies}/pretend-hosts.json)
+
+# ferry run, and other launchers.
+command(run 30 0 "^1 of 2$" run -n 2 -- sh -c "echo \$FERRY_RANK of \$FERRY_RANKS")
+command(run_help 10 0 "--hosts FILE" help run)
+check(run_promises cli 200 ${ci}/run.sh $<TARGET_FILE:ferry_command>)
+command(bench_other_ranks 30 2 "--ranks 3, but the launcher has 2" run -n 2 -- $<TARGET_FILE:ferry_command> bench --ranks 3)
 if(NOT FERRY_SANITIZE) # a sanitizer's library needs the sanitizer in whatever links it
+    check(launchers cli 300 ${ci}/launchers.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
     check(install install 120 ${ci}/install.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 endif()

@@ -229,8 +229,8 @@ FERRY_API ferry_status ferry_group_create(const ferry_unique_id *id, int rank, i
 /* [collective] The same, with rank, ranks and meeting place from the launcher's environment: FERRY_RANK/FERRY_RANKS, torchrun
  * (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), Open MPI (OMPI_COMM_WORLD_RANK/SIZE), MPICH and PMI (PMI_RANK/SIZE), PMIx
  * (PMIX_RANK, with PMIX_SIZE or SLURM_NTASKS), Slurm (SLURM_PROCID, SLURM_NTASKS or SLURM_NPROCS), tried in this order. Rank 0 listens at
- * FERRY_BOOT=host:port where that is set; otherwise at MASTER_ADDR and the port after MASTER_PORT (which torchrun's own store uses), or
- * on 127.0.0.1 at a port that follows from the launcher's job; where the launcher names none (MPICH, FERRY_RANK), from the number of the
+ * FERRY_BOOT=host:port where that is set; otherwise at MASTER_ADDR and the port after MASTER_PORT (which torchrun's own store uses), at the
+ * first host of SLURM_STEP_NODELIST for a step on several hosts, or on 127.0.0.1, at a port that follows from the launcher's job; where the launcher names none (MPICH, FERRY_RANK), from the number of the
  * process that started the ranks: ranks behind a shell each must be given FERRY_BOOT. FERRY_INVALID if no launcher is recognised; the sentence lists
  * what was looked for. */
 FERRY_API ferry_status ferry_group_create_env(const ferry_group_config *cfg, ferry_group **group);

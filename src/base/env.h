@@ -15,6 +15,8 @@
     X(FERRY_DEBUG, "", "log level: WARN, INFO or TRACE; unset: silent")                                               \
     X(FERRY_DEBUG_FILE, "stderr", "where the log goes; %h becomes the host name, %p the process id")                  \
     X(FERRY_DEBUG_SUBSYS, "ALL", "comma list of INIT, BOOT, HEAP, ROUTE, MOVE, ENV; ^ before the list excludes")      \
+    X(FERRY_LOCAL_RANK, "", "set by ferry run: this rank among those of its host; the library does not read it")      \
+    X(FERRY_LOCAL_RANKS, "", "set by ferry run: the ranks of this host; the library does not read it")                \
     X(FERRY_NT_BYTES, "auto", "a dispatch that moves more bytes than this uses non-temporal stores; auto: the cache") \
     X(FERRY_RANK, "", "this process's rank (ferry_group_create_env), with FERRY_RANKS")                               \
     X(FERRY_RANKS, "", "number of ranks (ferry_group_create_env), with FERRY_RANK")                                   \

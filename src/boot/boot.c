@@ -141,9 +141,21 @@ ferry_status fe_boot_callback(ferry_allgather_fn allgather, void *context, int r
     return FERRY_OK;
 }
 
+/* A host's own name may mean its loopback alone (Debian's /etc/hosts), or an address in front of it (a Kubernetes service): where a name
+ * is given, all addresses are listened on, IPv6 and IPv4, or IPv4 alone. This process itself then comes by loopback. */
+static ferry_status open_hub(fe_place *place) {
+    if (strcmp(place->host, "localhost") == 0 || fe_net_is_number(place->host))
+        return fe_hub_start(place->host, &place->port, place->secret);
+    ferry_status status = fe_hub_start("::", &place->port, place->secret);
+    bool v6 = status == FERRY_OK;
+    if (!v6) status = fe_hub_start("0.0.0.0", &place->port, place->secret);
+    snprintf(place->host, sizeof place->host, "%s", v6 ? "::1" : "127.0.0.1");
+    return status;
+}
+
 ferry_status fe_boot_environment(const fe_launch *launch, int timeout_ms, fe_boot **boot) {
     fe_place place = launch->place;
-    if (launch->rank == 0) FE_TRY(fe_hub_start(place.host, &place.port, place.secret));
+    if (launch->rank == 0) FE_TRY(open_hub(&place));
     return join(&place, true, launch->rank, launch->ranks, timeout_ms, boot);
 }
 

@@ -4,6 +4,7 @@
 #define FERRY_BOOT_BOOT_H
 
 #include "base/status.h"
+#include <stdbool.h>
 
 typedef struct fe_boot fe_boot;
 
@@ -15,7 +16,10 @@ ferry_status fe_boot_callback(ferry_allgather_fn allgather, void *context, int r
 /* What the launcher's environment says; see place.h. FERRY_INVALID when no launcher is recognised, or a variable is no number. */
 typedef struct fe_launch fe_launch;
 ferry_status fe_launch_read(fe_launch *launch);
-/* Rank 0 runs the hub. */
+/* This process is one of several that a launcher started: fe_launch_read has something to read. Not so in the shell script of a Slurm
+ * job, where Slurm's rank variables are set although nothing was launched yet. */
+bool fe_launch_found(void);
+/* Rank 0 runs the hub: at the place's address where that is a number or localhost, at all of this host's where it is a name. */
 ferry_status fe_boot_environment(const fe_launch *launch, int timeout_ms, fe_boot **boot);
 
 /* all[ranks][bytes], in rank order. FERRY_MISMATCH when ranks pass different sizes; FERRY_TIMEOUT names the ranks that are

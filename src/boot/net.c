@@ -18,6 +18,13 @@ static ferry_status resolve(const char *host, int port, int flags, struct addrin
     return FERRY_OK;
 }
 
+bool fe_net_is_number(const char *host) {
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_flags = AI_NUMERICHOST}, *list;
+    if (getaddrinfo(host, NULL, &hints, &list) != 0) return false;
+    freeaddrinfo(list);
+    return true;
+}
+
 static int new_socket(const struct addrinfo *a) {
     int fd = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, a->ai_protocol), on = 1;
     if (fd >= 0) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);

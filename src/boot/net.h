@@ -8,6 +8,8 @@
 
 #define FE_HOST_MAX 64 /* of an address or host name, with its NUL */
 
+/* An IPv4 or IPv6 address in figures. */
+bool fe_net_is_number(const char *host);
 /* Listens on address:port (port 0: any free one; the port taken goes to *port). */
 ferry_status fe_net_listen(const char *address, int *port, int *fd);
 /* Connects. retry: nobody listening yet is no error until the deadline. */

@@ -25,13 +25,15 @@ ferry_status fe_place_parse(const char *text, const char *what, fe_place *place)
 
 static const struct launcher {
     const char *name, *rank, *ranks, *other_ranks;
+    const char *local_ranks; /* how many ranks this host has, where that is said */
+    bool by_slurm;           /* the ranks may be a step of Slurm's. Open MPI's are not: its daemons are */
 } launchers[] = {
-    {"Ferry's variables", "FERRY_RANK", "FERRY_RANKS", NULL},
-    {"torchrun", "RANK", "WORLD_SIZE", NULL},
-    {"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", NULL},
-    {"PMI", "PMI_RANK", "PMI_SIZE", NULL},
-    {"PMIx", "PMIX_RANK", "PMIX_SIZE", "SLURM_NTASKS"},
-    {"Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NPROCS"},
+    {"Ferry's variables", "FERRY_RANK", "FERRY_RANKS", NULL, NULL, false},
+    {"torchrun", "RANK", "WORLD_SIZE", NULL, NULL, false},
+    {"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", NULL, "OMPI_COMM_WORLD_LOCAL_SIZE", false},
+    {"PMI", "PMI_RANK", "PMI_SIZE", NULL, "MPI_LOCALNRANKS", true},
+    {"PMIx", "PMIX_RANK", "PMIX_SIZE", "SLURM_NTASKS", NULL, true},
+    {"Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_NPROCS", NULL, true},
 };
 
 static const char *text_of(const char *name) {
@@ -57,6 +59,13 @@ static const struct launcher *find_launcher(void) {
         if (text_of(l->rank) && (text_of(l->ranks) || text_of(l->other_ranks))) return l;
     }
     return NULL;
+}
+
+bool fe_launch_found(void) {
+    const struct launcher *l = find_launcher();
+    const char *step = text_of("SLURM_STEP_ID");
+    if (!l || strcmp(l->name, "Slurm") != 0) return l != NULL;
+    return step && strtoul(step, NULL, 10) < 0xfffffff0u; /* numbers above are Slurm's own: the batch script is one */
 }
 
 static uint64_t hash(uint64_t h, const char *text) { /* FNV-1a */
@@ -102,16 +111,54 @@ static ferry_status torch_place(fe_place *place) {
     return FERRY_OK;
 }
 
-static ferry_status find_place(const struct launcher *launcher, fe_place *place) {
+/* The first host of Slurm's list, of "a,b" or "gpu[03-07,9]-x,b": there Slurm puts rank 0. */
+static bool first_of(const char *list, char host[FE_HOST_MAX]) {
+    size_t head = strcspn(list, "[,"), number = 0, tail = 0;
+    const char *rest = list + head;
+    if (*rest == '[') {
+        number = strcspn(++rest, "-,]");
+        const char *close = strchr(rest, ']');
+        if (!close || !number) return false;
+        tail = strcspn(close + 1, "[,");
+        if (close[1 + tail] == '[') return false; /* two brackets in one name */
+        return (size_t)snprintf(host, FE_HOST_MAX, "%.*s%.*s%.*s", (int)head, list, (int)number, rest, (int)tail,
+                                close + 1) < FE_HOST_MAX;
+    }
+    return head > 0 && (size_t)snprintf(host, FE_HOST_MAX, "%.*s", (int)head, list) < FE_HOST_MAX;
+}
+
+/* Slurm says which hosts there are; Open MPI and Hydra (MPICH) only that there are others. */
+static ferry_status several_hosts(const struct launcher *launcher, int ranks, fe_place *place) {
+    static const char *const of_step[] = {"SLURM_STEP_NUM_NODES", "SLURM_STEP_NODELIST"}, *const of_job[] = {
+                                                                                              "SLURM_NNODES",
+                                                                                              "SLURM_JOB_NODELIST"};
+    const char *const *slurm = text_of(of_step[1]) ? of_step : of_job;
+    const char *hosts = text_of(slurm[0]), *list = text_of(slurm[1]), *local = launcher->local_ranks;
+    if (launcher->by_slurm && hosts && list && strtol(hosts, NULL, 10) > 1) {
+        if (first_of(list, place->host)) return FERRY_OK;
+        return fe_fail(FERRY_INVALID, "no first host is found in %s=%.200s: set FERRY_BOOT=host:port, host of rank 0",
+                       slurm[1], list);
+    }
+    int here = ranks;
+    if (text_of(local)) FE_TRY(number_of(local, 1, FERRY_MAX_RANKS, &here));
+    if (here < ranks)
+        return fe_fail(FERRY_INVALID,
+                       "%s=%d of %d ranks: the others are on other hosts, and %s does not say where rank 0 is: set "
+                       "FERRY_BOOT=host:port, host of rank 0",
+                       local, here, ranks, launcher->name);
+    return FERRY_OK;
+}
+
+static ferry_status find_place(const struct launcher *launcher, int ranks, fe_place *place) {
     const char *boot = fe_env_text(FE_ENV_FERRY_BOOT);
     uint64_t job = job_number();
     fill_secret(place, job);
     if (boot) return fe_place_parse(boot, "FERRY_BOOT", place);
     if (strcmp(launcher->name, "torchrun") == 0) return torch_place(place);
-    /* One host: a port of the job's own, outside of the range that the system gives out by itself (32768 and up). */
+    /* A port of the job's own, outside of the range that the system gives out by itself (32768 and up). */
     snprintf(place->host, sizeof place->host, "127.0.0.1");
     place->port = 12000 + (int)(job % 20000);
-    return FERRY_OK;
+    return several_hosts(launcher, ranks, place);
 }
 
 ferry_status fe_launch_read(fe_launch *launch) {
@@ -124,7 +171,7 @@ ferry_status fe_launch_read(fe_launch *launch) {
             "OMPI_COMM_WORLD_RANK and _SIZE, PMI_RANK and PMI_SIZE, PMIX_RANK, SLURM_PROCID and SLURM_NTASKS");
     FE_TRY(number_of(text_of(l->ranks) ? l->ranks : l->other_ranks, 1, FERRY_MAX_RANKS, &launch->ranks));
     FE_TRY(number_of(l->rank, 0, launch->ranks - 1, &launch->rank));
-    FE_TRY(find_place(l, &launch->place));
+    FE_TRY(find_place(l, launch->ranks, &launch->place));
     fe_log(FE_INFO, FE_BOOT, "%s: rank %d of %d, meeting at %s port %d", l->name, launch->rank, launch->ranks,
            launch->place.host, launch->place.port);
     return FERRY_OK;

@@ -43,8 +43,9 @@ tests() { # NAME FOLDER CMAKE-OPTION...: a build and its tests
     if step "$suite: build" compile "$folder" "$@"; then
         echo "built in $(($(date +%s) - begun)) s"
         $run ctest --test-dir "$folder" --parallel "$jobs" --no-tests=error --output-on-failure 2>&1 | tee "$log"
-        # cmocka's skipped tests pass for CTest. They are named here, by the test that skipped.
+        # Skipped parts of tests pass for CTest. They are named here: cmocka's by the test that skipped, scripts' by their own words.
         sed -n 's/^\[ *SKIPPED *\] \([a-z_0-9]*\)$/SKIP '"$suite"': \1/p' "$folder/Testing/Temporary/LastTest.log" | sort -u
+        sed -n 's/^SKIP \(.*\)/SKIP '"$suite"': \1/p' "$folder/Testing/Temporary/LastTest.log"
         bad=$(sed -n 's/.*tests passed, \([0-9]*\) tests\{0,1\} failed out of [0-9]*.*/\1/p' "$log")
         all=$(sed -n 's/.*tests passed, [0-9]* tests\{0,1\} failed out of \([0-9]*\).*/\1/p' "$log")
         if [ -n "$all" ]; then

@@ -227,6 +227,113 @@ static void test_places(void **state) {
     }
 }
 
+static void clear(void) {
+    static const char *const names[] = {"FERRY_RANK",
+                                        "FERRY_RANKS",
+                                        "FERRY_BOOT",
+                                        "RANK",
+                                        "WORLD_SIZE",
+                                        "PMI_RANK",
+                                        "PMI_SIZE",
+                                        "MPI_LOCALNRANKS",
+                                        "OMPI_COMM_WORLD_RANK",
+                                        "OMPI_COMM_WORLD_SIZE",
+                                        "OMPI_COMM_WORLD_LOCAL_SIZE",
+                                        "PMIX_RANK",
+                                        "PMIX_SIZE",
+                                        "SLURM_PROCID",
+                                        "SLURM_NTASKS",
+                                        "SLURM_NPROCS",
+                                        "SLURM_NNODES",
+                                        "SLURM_JOB_NODELIST",
+                                        "SLURM_STEP_ID",
+                                        "SLURM_STEP_NUM_NODES",
+                                        "SLURM_STEP_NODELIST"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) unsetenv(names[i]);
+}
+
+/* "NAME=VALUE NAME=VALUE": what a launcher would set. */
+static ferry_status launched(const char *variables, fe_launch *launch) {
+    char text[512], *save;
+    clear();
+    snprintf(text, sizeof text, "%s", variables);
+    for (char *word = strtok_r(text, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
+        char *value = strchr(word, '=');
+        *value = 0;
+        setenv(word, value + 1, 1);
+    }
+    return fe_launch_read(launch);
+}
+
+static void test_slurm_hosts(void **state) {
+    (void)state;
+    static const struct {
+        const char *list, *host;
+    } cases[] = {{"n1,n2", "n1"},
+                 {"gpu[03-07,9]", "gpu03"},
+                 {"gpu[3,5],cpu1", "gpu3"},
+                 {"rack[1-2]-ib,x", "rack1-ib"},
+                 {"[1-2]", "1"},
+                 {"a[1", NULL},
+                 {"a[]", NULL},
+                 {",b", NULL},
+                 {"a[1-2]b[3-4]", NULL}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fe_launch l;
+        char text[256];
+        snprintf(text, sizeof text, "SLURM_PROCID=1 SLURM_NTASKS=4 SLURM_STEP_NUM_NODES=2 SLURM_STEP_NODELIST=%s",
+                 cases[i].list);
+        assert_int_equal(launched(text, &l), cases[i].host ? FERRY_OK : FERRY_INVALID);
+        if (cases[i].host)
+            assert_string_equal(l.place.host, cases[i].host);
+        else
+            assert_non_null(strstr(ferry_last_error(), cases[i].list));
+    }
+    fe_launch l;
+    assert_int_equal(launched("PMIX_RANK=0 SLURM_NTASKS=2 SLURM_NNODES=2 SLURM_JOB_NODELIST=a[7-8]", &l), FERRY_OK);
+    assert_string_equal(l.place.host, "a7");
+    assert_int_equal(launched("SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1 SLURM_STEP_NODELIST=a", &l),
+                     FERRY_OK);
+    assert_string_equal(l.place.host, "127.0.0.1");
+    assert_int_equal(
+        launched("SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_NNODES=2 SLURM_JOB_NODELIST=a,b FERRY_BOOT=c:77", &l), FERRY_OK);
+    assert_string_equal(l.place.host, "c");
+    clear();
+}
+
+/* Ranks that are elsewhere, and nothing that says where rank 0 is. */
+static void test_unknown_hosts(void **state) {
+    (void)state;
+    fe_launch l;
+    assert_int_equal(launched("PMI_RANK=0 PMI_SIZE=4 MPI_LOCALNRANKS=2", &l), FERRY_INVALID);
+    assert_non_null(strstr(ferry_last_error(), "MPI_LOCALNRANKS=2 of 4 ranks"));
+    assert_non_null(strstr(ferry_last_error(), "FERRY_BOOT"));
+    static const char open_mpi[] = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=1 "
+                                   "SLURM_STEP_NUM_NODES=2 SLURM_STEP_NODELIST=of-its-daemons,b";
+    assert_int_equal(launched(open_mpi, &l), FERRY_INVALID);
+    assert_int_equal(launched("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2", &l),
+                     FERRY_OK);
+    assert_int_equal(launched("PMI_RANK=0 PMI_SIZE=4 MPI_LOCALNRANKS=2 FERRY_BOOT=b:9", &l), FERRY_OK);
+    assert_int_equal(l.place.port, 9);
+    clear();
+}
+
+static void test_launched_or_not(void **state) {
+    (void)state;
+    fe_launch l;
+    clear();
+    assert_false(fe_launch_found());
+    assert_int_equal(launched("SLURM_PROCID=0 SLURM_NTASKS=4", &l), FERRY_OK);
+    assert_false(fe_launch_found()); /* a job's script */
+    assert_int_equal(launched("SLURM_PROCID=0 SLURM_NTASKS=4 SLURM_STEP_ID=4294967291", &l), FERRY_OK);
+    assert_false(fe_launch_found());
+    assert_int_equal(launched("SLURM_PROCID=0 SLURM_NTASKS=4 SLURM_STEP_ID=0", &l), FERRY_OK);
+    assert_true(fe_launch_found());
+    assert_int_equal(launched("FERRY_RANK=0 FERRY_RANKS=1", &l), FERRY_OK);
+    assert_true(fe_launch_found());
+    clear();
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_everybody_hears_all, open_meeting, close_meeting),
@@ -237,6 +344,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_a_rank_that_goes_away, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_a_full_house, open_meeting, close_meeting),
         cmocka_unit_test(test_places),
+        cmocka_unit_test(test_slurm_hosts),
+        cmocka_unit_test(test_unknown_hosts),
+        cmocka_unit_test(test_launched_or_not),
     };
     return cmocka_run_group_tests_name("boot", tests, NULL, NULL);
 }

@@ -69,6 +69,32 @@ static void test_bad(void **state) {
     assert_int_equal(PARSE_ONE("--flag=1"), FE_PARSED_BAD);
 }
 
+static void test_front(void **state) {
+    (void)state;
+    static const fe_option letters[] = {{"n", FE_OPTION_INT, &number, "N", 0, 9, "a number", NULL}};
+    static const struct {
+        const char *words[5];
+        fe_parsed parsed;
+        int used, number;
+    } cases[] = {{{"test", "-n", "3", "ls", "-l"}, FE_PARSED_RUN, 3, 3},
+                 {{"test", "-n=4", "--", "-n", "5"}, FE_PARSED_RUN, 3, 4},
+                 {{"test", "ls", "-n", "5", "--help"}, FE_PARSED_RUN, 1, 0},
+                 {{"test", "-", "-n", "5", "x"}, FE_PARSED_RUN, 1, 0},
+                 {{"test", "--", "--help", "5", "x"}, FE_PARSED_RUN, 2, 0},
+                 {{"test", "--n", "5", "x", "y"}, FE_PARSED_BAD, 0, 0},
+                 {{"test", "-number", "5", "x", "y"}, FE_PARSED_BAD, 0, 0},
+                 {{"test", "-n", "x", "x", "y"}, FE_PARSED_BAD, 0, 0},
+                 {{"test", "-n", "1", "-h", "y"}, FE_PARSED_HELP, 0, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int used = 0;
+        number = 0;
+        assert_int_equal(fe_options_parse_front(&usage, letters, 1, 5, (char **)(uintptr_t)cases[i].words, &used),
+                         cases[i].parsed);
+        assert_int_equal(used, cases[i].used);
+        assert_int_equal(number, cases[i].number);
+    }
+}
+
 static void test_help(void **state) {
     (void)state;
     assert_int_equal(PARSE("--flag", "--help"), FE_PARSED_HELP);
@@ -77,6 +103,6 @@ static void test_help(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_good), cmocka_unit_test(test_bad),
-                                       cmocka_unit_test(test_help)};
+                                       cmocka_unit_test(test_front), cmocka_unit_test(test_help)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

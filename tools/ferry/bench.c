@@ -1,6 +1,8 @@
 /* ferry bench: the options, and the order of things. */
 #include "bench.h"
+#include "boot/place.h"
 #include "hardware.h"
+#include "model.h"
 #include "options.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +19,7 @@ static const char notes[] =
     "    combine   out of ferry_combine_buffer, into bf16 rows of the caller's\n"
     "    round     dispatch and combine in one\n"
     "    barrier   ferry_barrier: a flag from every rank to every rank\n"
+    "  Under a launcher each process is a rank; they start together after ferry_barrier, and the first one prints.\n"
     "  flag round trip: a word from rank 0 to rank 1 and back through shared memory, median of 50 times 100 trips.\n"
     "\n"
     "What is counted\n"
@@ -54,11 +57,11 @@ static const char notes[] =
     "  a line {\"type\": \"meta\", \"num_experts\": N} may give the number of experts. Lines are dealt round robin to "
     "the ranks.\n";
 
-enum { OPTIONS = 28 };
+enum { OPTIONS = 33 };
 
 static void list_options(fe_bench_options *o, fe_option *table) {
     const fe_option all[OPTIONS] = {
-        {"ranks", FE_OPTION_INT, &o->ranks, "N", 1, FE_RANKS_MAX, "ranks of the group, all on this machine", NULL},
+        {"ranks", FE_OPTION_INT, &o->ranks, "N", 1, FE_MODEL_RANKS, "ranks of the group", "2, or the launcher's"},
         {"device", FE_OPTION_CHOICE, &o->device, "cpu|cuda", 0, 0, "where ranks run", NULL},
         {"sms", FE_OPTION_INT, &o->sms, "N", 1, 1024, "cuda: SMs that a step of each rank uses",
          "FERRY_SMS, or the GPU's share of a rank"},
@@ -80,8 +83,9 @@ static void list_options(fe_bench_options *o, fe_option *table) {
          "no: received and returned rows in the caller's memory", NULL},
         {"deliver-topk", FE_OPTION_FLAG, &o->deliver_topk, NULL, 0, 0,
          "measure dispatch with delivery of top-k and sources", NULL},
-        {"ranks-as", FE_OPTION_CHOICE, &o->ranks_as, "threads|processes", 0, 0, "what a rank is",
-         "processes; cuda: threads"},
+        {"ranks-as", FE_OPTION_CHOICE, &o->ranks_as, "threads|processes|launched", 0, 0,
+         "what a rank is; launched: this process, by mpirun, srun, torchrun or ferry run",
+         "launched by a launcher, else processes; cuda: threads"},
         {"threads", FE_OPTION_INT, &o->threads, "N", 1, 1024, "workers of each rank",
          "FERRY_THREADS, or cores / ranks"},
         {"iters", FE_OPTION_INT, &o->iters, "N", 1, 1000000, "steps that are timed", "30; latency: 500, cuda: 100"},
@@ -96,6 +100,12 @@ static void list_options(fe_bench_options *o, fe_option *table) {
          NULL},
         {"timeout", FE_OPTION_INT, &o->timeout_s, "S", 1, 3600, "seconds that any wait inside the library may take",
          NULL},
+        {"model", FE_OPTION_FLAG, &o->model, NULL, 0, 0, "measure nothing: predict, for --topology", NULL},
+        {"topology", FE_OPTION_TEXT, &o->topology, "FILE", 0, 0, "the hardware that a model is of", NULL},
+        {"groups", FE_OPTION_INT, &o->groups, "N", 1, FE_MODEL_RANKS, "model: a token's experts lie on at most N hosts",
+         "any"},
+        {"against", FE_OPTION_TEXT, &o->against, "FILE", 0, 0, "model: its errors against measured times", NULL},
+        {"within", FE_OPTION_REAL, &o->within, "PERCENT", 0, 1000, "model: fail when an error is larger", "none"},
         {"deadline", FE_OPTION_INT, &o->deadline_s, "S", 1, 86400, "seconds that all of it may take", NULL},
     };
     memcpy(table, all, sizeof all);
@@ -106,14 +116,36 @@ static bool refuse(const char *what) {
     return false;
 }
 
+/* Under a launcher with several ranks this process is one of them, unless --ranks-as says otherwise. */
+static bool find_ranks(fe_bench *b) {
+    fe_bench_options *o = &b->o;
+    fe_launch launch = {.ranks = 1};
+    bool found = o->ranks_as < 0 ? fe_launch_found() : o->ranks_as == 2;
+    char what[FE_RANKS_WHY];
+    if (found && fe_launch_read(&launch) != FERRY_OK) return refuse(ferry_last_error());
+    b->launched = o->ranks_as == 2 || launch.ranks > 1;
+    b->rank = launch.rank;
+    if (b->launched && o->ranks && o->ranks != launch.ranks) {
+        snprintf(what, sizeof what, "--ranks %d, but the launcher has %d; --ranks-as processes starts others", o->ranks,
+                 launch.ranks);
+        return refuse(what);
+    }
+    if (b->launched && launch.ranks > FE_RANKS_MAX) return refuse("the launcher has more ranks than the 64 of a bench");
+    if (b->launched) o->ranks = launch.ranks;
+    if (!o->ranks) o->ranks = 2;
+    if (o->ranks > FE_RANKS_MAX) return refuse("--ranks is at most 64; only --model takes more");
+    if (o->ranks_as < 0) o->ranks_as = b->launched ? 2 : b->gpu ? 0 : 1;
+    b->processes = o->ranks_as != 0;
+    return true;
+}
+
 static bool derive(fe_bench *b) {
     static const ferry_layout layouts[] = {FERRY_LAYOUT_RANK, FERRY_LAYOUT_EXPERT, FERRY_LAYOUT_SLOTS};
     fe_bench_options *o = &b->o;
     b->layout = layouts[o->layout];
     b->mode = o->mode ? FERRY_LATENCY : FERRY_THROUGHPUT;
     b->gpu = o->device == 1;
-    if (o->ranks_as < 0) o->ranks_as = b->gpu ? 0 : 1;
-    b->processes = o->ranks_as == 1;
+    if (!find_ranks(b)) return false;
     b->fp8 = o->dtype == 1 || o->cast;
     b->weighted = o->weighted == 1 || (o->weighted == 0 && b->mode == FERRY_LATENCY);
     b->zero_copy = o->zero_copy == 0;
@@ -131,8 +163,8 @@ static bool derive(fe_bench *b) {
 static int finish(const fe_bench *b, int argc, char **argv) {
     bool differs = false, good = true;
     for (int r = 0; r < b->o.ranks; r++) differs = differs || b->shared->check[r][0];
-    if (!b->o.json || strcmp(b->o.json, "-") != 0) fe_bench_print(b);
-    if (b->o.json) {
+    if (b->rank == 0 && (!b->o.json || strcmp(b->o.json, "-") != 0)) fe_bench_print(b);
+    if (b->rank == 0 && b->o.json) {
         cJSON *json = fe_bench_json(b, argc, argv);
         good = fe_json_write(json, b->o.json, "bench");
         cJSON_Delete(json);
@@ -143,17 +175,27 @@ static int finish(const fe_bench *b, int argc, char **argv) {
 int ferry_cmd_bench(int argc, char **argv) {
     static fe_bench b;
     b.o = (fe_bench_options){
-        .ranks = 2, .hidden = 7168, .warmup = 3, .layer = -1, .timeout_s = 30, .deadline_s = 600, .ranks_as = -1};
+        .hidden = 7168, .warmup = 3, .layer = -1, .timeout_s = 30, .deadline_s = 600, .ranks_as = -1};
     fe_option table[OPTIONS];
     list_options(&b.o, table);
     const fe_usage usage = {
         "bench", "Measures dispatch and combine, and what plain copies and sums of the same bytes take.", notes};
     fe_parsed parsed = fe_options_parse(&usage, table, OPTIONS, argc, argv);
     if (parsed != FE_PARSED_RUN) return parsed == FE_PARSED_HELP ? FE_EXIT_OK : FE_EXIT_USAGE;
+    if (b.o.model != (b.o.topology != NULL) || (!b.o.model && (b.o.against || b.o.groups || b.o.within > 0))) {
+        refuse("--model and --topology go together, and --groups, --against and --within with them");
+        return FE_EXIT_USAGE;
+    }
+    if (b.o.model) return fe_model_run(&b.o);
     if (!derive(&b)) return FE_EXIT_USAGE;
     char why[FE_RANKS_WHY];
     int code = FE_EXIT_FAILED;
-    fe_ranks_config config = {b.o.ranks, b.processes, b.o.deadline_s * 1000, "bench", b.gpu ? FERRY_CUDA : FERRY_CPU};
+    fe_ranks_config config = {.ranks = b.o.ranks,
+                              .processes = b.processes,
+                              .launched = b.launched,
+                              .deadline_ms = b.o.deadline_s * 1000,
+                              .action = "bench",
+                              .device = b.gpu ? FERRY_CUDA : FERRY_CPU};
     if (fe_bench_plan(&b, why) && fe_ranks_run(&config, fe_bench_lane, &b, why))
         code = finish(&b, argc, argv);
     else

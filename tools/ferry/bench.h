@@ -32,7 +32,10 @@ typedef struct fe_bench_options {
     int sms, batch;
     double skew;
     bool cast, check, deliver_topk, graph;
-    const char *routes, *json;
+    bool model;
+    int groups;
+    double within;
+    const char *routes, *json, *topology, *against;
 } fe_bench_options;
 
 typedef struct fe_bench_shared { /* what ranks tell the parent */
@@ -50,6 +53,8 @@ typedef struct fe_bench {
     fe_bench_options o;
     ferry_layout layout;
     ferry_mode mode;
+    bool launched; /* this process is one rank; `rank` is its number, and what ranks share is each one's own */
+    int rank;
     bool processes, fp8, weighted, zero_copy, gpu;
     int max_tokens, threads;
     size_t in_bytes, row_bytes, scale_bytes,

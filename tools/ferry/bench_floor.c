@@ -139,21 +139,28 @@ void fe_floor_run(fe_floor *f, fe_measure measure) {
     fe_pool_run(&f->pool, work, f, (tokens + CHUNK - 1) / CHUNK);
 }
 
-/* Every page that a floor will touch is touched here, by the rank at which the rows arrive. */
-static void touch(const fe_lane *lane) {
+static void touch_place(const fe_bench *b, const place *p) {
+    for (int half = 0; half < 2; half++) {
+        memset(landing_row(b, half, p), 0, b->row_bytes);
+        memset(landing_scales(b, half, p), 0, b->scale_bytes);
+    }
+    for (int half = 0; half < 2; half++)
+        fe_draw_row(b->back_pool, p->rank, p->slot, (size_t)b->o.hidden,
+                    b->returning[half] + (size_t)(p->rank * b->slots + p->slot) * b->back_bytes);
+}
+
+/* Every page that a floor will touch is touched here: by the rank at which the rows arrive, or, where ranks share no memory, by the
+ * one that will write and read them in its own. */
+static void touch(const fe_floor *f, const fe_lane *lane) {
     const fe_bench *b = lane->bench;
     int self = lane->self->rank;
     const oracle_rank *mine = oracle_rank_of(b->plan, self);
-    for (int64_t i = 0; i < mine->received; i++) {
+    for (int64_t i = 0; !b->launched && i < mine->received; i++) {
         place p = {self, 0, mine->row[i].slot};
-        for (int half = 0; half < 2; half++) {
-            memset(landing_row(b, half, &p), 0, b->row_bytes);
-            memset(landing_scales(b, half, &p), 0, b->scale_bytes);
-        }
-        for (int half = 0; half < 2; half++)
-            fe_draw_row(b->back_pool, self, p.slot, (size_t)b->o.hidden,
-                        b->returning[half] + (size_t)(self * b->slots + p.slot) * b->back_bytes);
+        touch_place(b, &p);
     }
+    for (int64_t i = 0; b->launched && i < f->terms.first[b->tokens[self].tokens]; i++) /* copies are among the terms */
+        touch_place(b, &f->terms.list[i]);
     memset(lane->result_rows, 0, (size_t)b->tokens[self].tokens * b->back_bytes);
 }
 
@@ -174,7 +181,7 @@ fe_floor *fe_floor_new(fe_lane *lane) {
         fe_floor_free(f);
         return NULL;
     }
-    touch(lane);
+    touch(f, lane);
     return f;
 }
 

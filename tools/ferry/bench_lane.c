@@ -3,15 +3,21 @@
 #include "bench.h"
 #include <stdlib.h>
 
+static void fill_rank(fe_bench *b, int rank) {
+    const oracle_tokens *of = &b->tokens[rank];
+    uint8_t *rows = (uint8_t *)of->rows;
+    float *scales = (float *)(void *)of->scales;
+    for (int t = 0; t < of->tokens; t++)
+        fe_draw_row(b->in_pool, rank, t, (size_t)b->o.hidden, rows + (size_t)t * b->in_bytes);
+    for (size_t i = 0; i < (size_t)of->tokens * b->in_scale_bytes / 4; i++)
+        scales[i] = (float)(fe_mix(i) % 1000 + 1) / 1000.0f;
+}
+
+/* Its own; those of other processes that share no memory with this one only to check with. */
 static void fill_inputs(fe_lane *lane) {
     fe_bench *b = lane->bench;
-    const oracle_tokens *mine = &b->tokens[lane->self->rank];
-    uint8_t *rows = (uint8_t *)mine->rows;
-    float *scales = (float *)(void *)mine->scales;
-    for (int t = 0; t < mine->tokens; t++)
-        fe_draw_row(b->in_pool, lane->self->rank, t, (size_t)b->o.hidden, rows + (size_t)t * b->in_bytes);
-    for (size_t i = 0; i < (size_t)mine->tokens * b->in_scale_bytes / 4; i++)
-        scales[i] = (float)(fe_mix(i) % 1000 + 1) / 1000.0f;
+    for (int r = 0; r < b->o.ranks; r++)
+        if (r == lane->self->rank || (b->launched && b->o.check)) fill_rank(b, r);
 }
 
 static void describe_inputs(fe_lane *lane) {
@@ -140,7 +146,7 @@ static bool measure_flag(fe_lane *lane) {
     fe_bench_shared *s = lane->bench->shared;
     enum { TRIPS = 100, SAMPLES = 50 };
     double sample[SAMPLES];
-    if (lane->self->ranks < 2) return true;
+    if (lane->self->ranks < 2 || lane->self->launched) return true;
     if (!fe_rank_barrier(lane->self)) return false;
     for (uint32_t n = 1; lane->self->rank < 2 && n <= TRIPS * SAMPLES;) {
         int64_t start = fe_now_ns();
@@ -217,9 +223,19 @@ static bool run(fe_lane *lane) {
     return !b->o.check || fe_bench_check(lane);
 }
 
+/* What each rank measured and found, to all: whoever prints shares no memory with the others. */
+static bool share(fe_lane *lane) {
+    fe_bench *b = lane->bench;
+    size_t row = sizeof(double) * (size_t)b->o.iters;
+    bool good = fe_rank_gather(lane->self, b->shared->check, sizeof b->shared->check[0]);
+    for (int m = 0; good && m < FE_M_COUNT; m++)
+        good = fe_rank_gather(lane->self, b->shared->us + (size_t)m * (size_t)b->o.ranks * (size_t)b->o.iters, row);
+    return good;
+}
+
 bool fe_bench_lane(fe_rank *self) {
     fe_lane lane = {.bench = self->arg, .self = self};
-    bool good = run(&lane);
+    bool good = run(&lane) && share(&lane);
     if (!good && lane.group) ferry_group_abort(lane.group); /* the others need not wait for the deadline */
     fe_floor_free(lane.floor);
     ferry_route_destroy(lane.route);

@@ -141,11 +141,15 @@ static const char *power_text(const fe_bench *b, char *text, size_t size) {
     return text;
 }
 
+static const char *ranks_as(const fe_bench *b) {
+    return b->launched ? "launched processes" : b->processes ? "processes" : "threads";
+}
+
 void fe_bench_print(const fe_bench *b) {
     char power[80];
     printf("%d ranks as %s, %s, %s, %s; %d tokens a rank, hidden %d, top-%d of %d "
            "experts, %s%s\n\n",
-           b->o.ranks, b->processes ? "processes" : "threads", power_text(b, power, sizeof power),
+           b->o.ranks, ranks_as(b), power_text(b, power, sizeof power),
            b->mode == FERRY_LATENCY ? "LATENCY" : "THROUGHPUT", layout_name(b), b->max_tokens, b->o.hidden, b->o.topk,
            b->o.experts, b->fp8 ? "fp8" : "bf16", b->o.cast ? " cast on the way" : "");
     printf("%-10s %11s %11s %11s %10s %10s %11s %9s\n", "", "median us", "min us", "p99 us", "MB/rank", "GB/s/rank",
@@ -169,7 +173,7 @@ void fe_bench_print(const fe_bench *b) {
 
 static void add_config(cJSON *config, const fe_bench *b) {
     cJSON_AddNumberToObject(config, "ranks", b->o.ranks);
-    cJSON_AddStringToObject(config, "ranks_as", b->processes ? "processes" : "threads");
+    cJSON_AddStringToObject(config, "ranks_as", b->launched ? "launched" : b->processes ? "processes" : "threads");
     cJSON_AddStringToObject(config, "device", b->gpu ? "cuda" : "cpu");
     if (b->gpu) cJSON_AddNumberToObject(config, "sms", b->o.sms);
     if (b->gpu) cJSON_AddNumberToObject(config, "batch", b->o.batch);

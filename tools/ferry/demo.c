@@ -97,8 +97,11 @@ static bool prepare(fe_demo *d, char *why) {
 
 static bool run(const fe_demo *d, int ranks, fe_demo_result *result, bool lines, char *why) {
     fe_demo_job job = {d, result, lines && !d->quiet};
-    fe_ranks_config config = {ranks, d->ranks_as == 0, d->deadline_s * 1000, lines ? "training" : "once more on 1 rank",
-                              d->device ? FERRY_CUDA : FERRY_CPU};
+    fe_ranks_config config = {.ranks = ranks,
+                              .processes = d->ranks_as == 0,
+                              .deadline_ms = d->deadline_s * 1000,
+                              .action = lines ? "training" : "once more on 1 rank",
+                              .device = d->device ? FERRY_CUDA : FERRY_CPU};
     return fe_ranks_run(&config, fe_demo_rank, &job, why);
 }
 

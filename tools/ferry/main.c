@@ -9,6 +9,7 @@ static const struct command {
 } commands[] = {
     {"demo", "train a small mixture-of-experts model over several ranks, and verify it", ferry_cmd_demo},
     {"bench", "measure dispatch and combine against plain copies of the same bytes", ferry_cmd_bench},
+    {"run", "start the ranks of a program, here or by ssh", ferry_cmd_run},
     {"info", "show version, build, devices, CPU and environment variables", ferry_cmd_info},
 };
 

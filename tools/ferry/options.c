@@ -39,11 +39,15 @@ static void print_default(const fe_option *o) {
     }
 }
 
+static const char *dashes(const char *name) {
+    return strlen(name) == 1 ? "-" : "--";
+}
+
 void fe_options_help(const fe_usage *usage, const fe_option *table, size_t count) {
     printf("usage: %s%s [options]\n\n%s\n\noptions:\n", fe_options_program, usage->command, usage->summary);
     for (size_t i = 0; i < count; i++) {
         char left[80];
-        snprintf(left, sizeof left, "--%s%s%s", table[i].name, table[i].value ? " " : "",
+        snprintf(left, sizeof left, "%s%s%s%s", dashes(table[i].name), table[i].name, table[i].value ? " " : "",
                  table[i].value ? table[i].value : "");
         printf("  %-34s %s", left, table[i].help);
         print_default(&table[i]);
@@ -54,8 +58,8 @@ void fe_options_help(const fe_usage *usage, const fe_option *table, size_t count
 }
 
 static fe_parsed bad(const fe_usage *usage, const char *name, size_t length, const char *what) {
-    fprintf(stderr, "%s%s: --%.*s %s; see '%s%s --help'\n", fe_options_program, usage->command, (int)length, name, what,
-            fe_options_program, usage->command);
+    fprintf(stderr, "%s%s: %s%.*s %s; see '%s%s --help'\n", fe_options_program, usage->command,
+            length == 1 ? "-" : "--", (int)length, name, what, fe_options_program, usage->command);
     return FE_PARSED_BAD;
 }
 
@@ -109,26 +113,44 @@ static const fe_option *find(const fe_option *table, size_t count, const char *n
     return NULL;
 }
 
-fe_parsed fe_options_parse(const fe_usage *usage, const fe_option *table, size_t count, int argc, char **argv) {
-    for (int i = 1; i < argc; i++) {
+/* One option, argv[*at] and its value: *at moves to its last word. */
+static fe_parsed take_option(const fe_usage *usage, const fe_option *table, size_t count, int argc, char **argv,
+                             int *at) {
+    const char *word = argv[*at], *name = word + 1 + (word[1] == '-'), *value = strchr(name, '=');
+    size_t length = value ? (size_t)(value - name) : strlen(name);
+    bool right = length > 0 && (length == 1) == (word[1] != '-'); /* -n, --name, and not --n or -name */
+    const fe_option *o = right ? find(table, count, name, length) : NULL;
+    if (!o) return bad(usage, name, length, "is not known");
+    if (o->type == FE_OPTION_FLAG && value) return bad(usage, name, length, "takes no value");
+    if (o->type != FE_OPTION_FLAG && !value && *at + 1 >= argc) return bad(usage, name, length, "needs a value");
+    if (o->type != FE_OPTION_FLAG) value = value ? value + 1 : argv[++*at];
+    return take(usage, o, value);
+}
+
+fe_parsed fe_options_parse_front(const fe_usage *usage, const fe_option *table, size_t count, int argc, char **argv,
+                                 int *used) {
+    int i = 1;
+    for (; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
             fe_options_help(usage, table, count);
             return FE_PARSED_HELP;
         }
-        if (strncmp(argv[i], "--", 2) != 0) {
-            fprintf(stderr, "%s%s: '%s' is no option; see '%s%s --help'\n", fe_options_program, usage->command, argv[i],
-                    fe_options_program, usage->command);
-            return FE_PARSED_BAD;
+        if (strcmp(argv[i], "--") == 0) {
+            i++;
+            break;
         }
-        const char *name = argv[i] + 2, *value = strchr(name, '=');
-        size_t length = value ? (size_t)(value - name) : strlen(name);
-        const fe_option *o = find(table, count, name, length);
-        if (!o) return bad(usage, name, length, "is not known");
-        if (o->type == FE_OPTION_FLAG && value) return bad(usage, name, length, "takes no value");
-        if (o->type != FE_OPTION_FLAG && !value && i + 1 >= argc) return bad(usage, name, length, "needs a value");
-        if (o->type != FE_OPTION_FLAG) value = value ? value + 1 : argv[++i];
-        fe_parsed parsed = take(usage, o, value);
+        fe_parsed parsed = take_option(usage, table, count, argc, argv, &i);
         if (parsed != FE_PARSED_RUN) return parsed;
     }
+    *used = i;
     return FE_PARSED_RUN;
+}
+
+fe_parsed fe_options_parse(const fe_usage *usage, const fe_option *table, size_t count, int argc, char **argv) {
+    int used = 0;
+    fe_parsed parsed = fe_options_parse_front(usage, table, count, argc, argv, &used);
+    if (parsed != FE_PARSED_RUN || (used == argc && strcmp(argv[used - 1], "--") != 0)) return parsed;
+    fprintf(stderr, "%s%s: '%s' is no option; see '%s%s --help'\n", fe_options_program, usage->command,
+            argv[used < argc ? used : used - 1], fe_options_program, usage->command);
+    return FE_PARSED_BAD;
 }

@@ -14,7 +14,7 @@ typedef enum fe_option_type {
 } fe_option_type;
 
 typedef struct fe_option {
-    const char *name; /* without the dashes */
+    const char *name; /* without the dashes; one of a single letter is written with one dash */
     fe_option_type type;
     void *target;             /* holds the default before, and the value after */
     const char *value;        /* what the help calls it; CHOICE: the words */
@@ -44,6 +44,10 @@ enum { FE_EXIT_OK = 0, FE_EXIT_FAILED = 1, FE_EXIT_USAGE = 2 };
 /* argv[0] is the subcommand's name. Options are --name value or --name=value; --help and -h are always there. Ends at the
  * first thing it does not know, with a sentence. */
 fe_parsed fe_options_parse(const fe_usage *usage, const fe_option *table, size_t count, int argc, char **argv);
+/* The same, for a command line that another one follows: ends before the first word that is no option, or after a "--"; *used words of
+ * argv were options. */
+fe_parsed fe_options_parse_front(const fe_usage *usage, const fe_option *table, size_t count, int argc, char **argv,
+                                 int *used);
 
 void fe_options_help(const fe_usage *usage, const fe_option *table, size_t count);
 
@@ -54,5 +58,6 @@ const char *fe_option_word(const char *words, int i, char *buffer, size_t size);
 int ferry_cmd_bench(int argc, char **argv);
 int ferry_cmd_demo(int argc, char **argv);
 int ferry_cmd_info(int argc, char **argv);
+int ferry_cmd_run(int argc, char **argv);
 
 #endif
