@@ -36,7 +36,7 @@ static bool list_places(places *p, const fe_bench *b, int self, bool distinct) {
     const oracle_tokens *mine = &b->tokens[self];
     int64_t n = 0;
     p->first = malloc(sizeof *p->first * ((size_t)mine->tokens + 1));
-    p->list = malloc(sizeof *p->list * ((size_t)mine->tokens * (size_t)b->o.topk + 1));
+    p->list = calloc((size_t)mine->tokens * (size_t)b->o.topk + 1, sizeof *p->list);
     if (!p->first || !p->list) return false;
     for (int t = 0; t < mine->tokens; t++) {
         p->first[t] = n;

@@ -34,9 +34,9 @@ fe_traffic fe_model_traffic(const fe_topology *t, const fe_shape *s) {
     return f;
 }
 
-static double row_bytes(const fe_shape *s, bool combine) {
-    if (combine || !s->fp8) return 2.0 * s->hidden;
-    return s->hidden + (s->hidden + 127) / 128 * 4.0; /* a float scale per 128 channels */
+double fe_model_row_bytes(const fe_shape *s, bool combine) {
+    int scales = (s->hidden + 127) / 128; /* floats */
+    return combine || !s->fp8 ? 2.0 * s->hidden : s->hidden + 4.0 * scales;
 }
 
 /* Writes that a rank posts: in THROUGHPUT batches to the one rank of each other host, in LATENCY rows and counts to every far rank. */
@@ -64,7 +64,7 @@ static void share_cores(const fe_topology *t, const fe_shape *s, fe_prediction *
 
 fe_prediction fe_model_predict(const fe_topology *t, const fe_shape *s, bool combine) {
     fe_traffic f = fe_model_traffic(t, s);
-    double row = row_bytes(s, combine), gbps = combine ? t->near_sum_gbps : t->near_gbps;
+    double row = fe_model_row_bytes(s, combine), gbps = combine ? t->near_sum_gbps : t->near_gbps;
     bool cached = 2 * f.all_rows * row <= t->cache_bytes; /* read and written */
     if (cached && t->cached_gbps > 0) gbps = t->cached_gbps;
     double packed = s->latency || f.hosts == 1 ? 0 : f.far_rows; /* rows are put together before they cross */

@@ -54,6 +54,8 @@ typedef struct fe_prediction {
 
 /* model.c */
 fe_traffic fe_model_traffic(const fe_topology *t, const fe_shape *s);
+/* As it travels: with its scales; what comes back is bf16. */
+double fe_model_row_bytes(const fe_shape *s, bool combine);
 /* sms 0: as many as it takes. combine: else dispatch. */
 fe_prediction fe_model_predict(const fe_topology *t, const fe_shape *s, bool combine);
 /* The fewest SMs with which neither step is slower by more than 2% than with all. 0: no SMs there. */

@@ -53,7 +53,7 @@ static bool read_field(const cJSON *json, const field *f, char *why) {
     const char *group = f->group ? f->group : "", *dot = f->group ? "." : "";
     *f->to = f->fallback;
     if (!item && !isnan(f->fallback)) return true;
-    if (!cJSON_IsNumber(item)) return say(why, "%s%s%s must be there, and a number", group, dot, f->name);
+    if (!item || !cJSON_IsNumber(item)) return say(why, "%s%s%s must be there, and a number", group, dot, f->name);
     *f->to = item->valuedouble;
     if (!(*f->to >= f->low) || *f->to > 1e12)
         return say(why, "%s%s%s is %g, must be at least %g", group, dot, f->name, *f->to, f->low);
@@ -168,8 +168,7 @@ static double time_of(const cJSON *row, const fe_topology *t, const fe_measured 
     if (gbps <= 0) return 0;
     fe_traffic f = fe_model_traffic(t, s);
     double rows = f.hosts > 1 && !s->per_expert ? s->tokens * f.hosts_hit : f.all_rows;
-    double bytes = combine || !s->fp8 ? 2.0 * s->hidden : s->hidden + (s->hidden + 127) / 128 * 4.0;
-    return rows * bytes / gbps / 1e3;
+    return rows * fe_model_row_bytes(s, combine) / gbps / 1e3;
 }
 
 static bool has_word(const cJSON *list, const char *word) {

@@ -9,8 +9,6 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-extern char **environ;
-
 /* ---- what another host's shell is told ---- */
 
 /* ssh joins its words with spaces and gives them to the user's login shell, whichever that is; and whoever lists processes sees them. So

@@ -256,6 +256,7 @@ int fe_run_supervise(fe_run *run) {
     j.polls = calloc(2 * (size_t)run->ranks + 1, sizeof *j.polls);
     if (j.signals < 0 || !j.polls) {
         fprintf(stderr, "ferry run: %s\n", strerror(errno));
+        free(j.polls);
         return 1;
     }
     for (int r = 0; r < run->ranks; r++) run->rank[r].out.fd = run->rank[r].err.fd = run->rank[r].line = -1;
