@@ -135,7 +135,9 @@ class Route:
         def array(pointer: Any, n: int) -> Optional[np.ndarray]:
             return np.array(pointer[:n], dtype=np.int32) if pointer else None
 
-        self.expert_rows = array(info.expert_rows, info.local_experts)  # THROUGHPUT: int32 [L]; LATENCY: None, like all these
+        self.expert_rows = array(
+            info.expert_rows, info.local_experts
+        )  # THROUGHPUT: int32 [L]; LATENCY: None, like all these
         self.expert_start = array(info.expert_start, info.local_experts)  # EXPERT, SLOTS: int32 [L]
         self.source_rows = array(info.source_rows, info.ranks)  # int32 [R]
         self.source_start = array(info.source_start, info.ranks)  # RANK: int32 [R]
@@ -267,6 +269,9 @@ class Route:
         if pointer is not None:
             self.group._retire(pointer, self._used, self._captured)
 
+    def _abandon(self, held: Any) -> None:
+        self._pointer = None  # freed with the group
+
     def __enter__(self) -> "Route":
         return self
 
@@ -278,7 +283,9 @@ class Route:
             self.close()
 
     def __repr__(self) -> str:
-        return f"<ferry.Route {self.layout} {self.mode}: {self.tokens} tokens of top-{self.topk}, {self.rows} rows here>"
+        return (
+            f"<ferry.Route {self.layout} {self.mode}: {self.tokens} tokens of top-{self.topk}, {self.rows} rows here>"
+        )
 
 
 class PendingDispatch:
@@ -321,7 +328,17 @@ class _Dispatch:
     """The structs of one dispatch, and the arrays that they point at."""
 
     def __init__(
-        self, route: Route, x: Any, scales: Any, cast: Any, out: Any, out_scales: Any, view: bool, topk: bool, pad: bool, stream: Any
+        self,
+        route: Route,
+        x: Any,
+        scales: Any,
+        cast: Any,
+        out: Any,
+        out_scales: Any,
+        view: bool,
+        topk: bool,
+        pad: bool,
+        stream: Any,
     ):
         group = route.group
         self.route, self.x = route, x
@@ -383,7 +400,9 @@ class _Dispatch:
 class _Combine:
     """The structs of one combine, and the arrays that they point at."""
 
-    def __init__(self, route: Route, rows: Any, weights: Any, weighted: bool, topk_weights: Any, bias: Any, stream: Any):
+    def __init__(
+        self, route: Route, rows: Any, weights: Any, weighted: bool, topk_weights: Any, bias: Any, stream: Any
+    ):
         group = route.group
         self.route, self.rows = route, rows
         self.keep: List[Any] = []
