@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as C
 import sys
 import weakref
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from . import _array, _c, errors
 from ._c import lib
 from ._stream import Event, Stream, StreamLike, native_of
 from .heap import Heap
-
-_LAYOUTS = {"rank": _c.LAYOUT_RANK, "expert": _c.LAYOUT_EXPERT, "slots": _c.LAYOUT_SLOTS}
+from .route import LAYOUTS, Route, choose
 
 
 def unique_id() -> bytes:
@@ -290,24 +289,16 @@ def _bytes_of(t: _c.Tensor, name: str) -> int:
     return int(np.prod(shape, dtype=np.int64)) * _array.BYTES_OF[t.dtype]
 
 
-def _choose(table: Dict[str, int], value: Union[str, int], name: str) -> int:
-    if value in table.values():
-        return int(value)
-    if value in table:
-        return table[str(value)]
-    raise errors.InvalidError(f"{name} is {value!r}; there are {', '.join(map(repr, table))}")
-
-
 def _config(given: Dict[str, Any]) -> Tuple[_c.GroupConfig, List[Any]]:
     config = _c.GroupConfig()
     device = str(given["device"])
-    config.device = _c.CUDA if device.startswith("cuda") else _choose({"cpu": _c.CPU}, device, "device")
+    config.device = _c.CUDA if device.startswith("cuda") else choose({"cpu": _c.CPU}, device, "device")
     for name in ("experts", "hidden", "max_tokens", "max_topk", "max_recv_rows", "heap_bytes", "threads", "sms"):
         setattr(config, name, given[name])
     config.dtype = _array.dtype_code(given["dtype"])
     layouts = given["layouts"]
     for layout in (layouts,) if isinstance(layouts, str) else layouts:
-        config.layouts |= _choose(_LAYOUTS, layout, "layout")
+        config.layouts |= choose(LAYOUTS, layout, "layout")
     if given["timeout"] is not None:
         config.timeout_ms = max(1, int(given["timeout"] * 1000))
     keep: List[Any] = []
@@ -381,6 +372,3 @@ def _gather(allgather: Any, ranks: int, mine: int, all_: int, size: int, raised:
     except BaseException as error:  # an exception must not cross the C library; it becomes the cause of its error
         raised.append(error)
         return 1
-
-
-from .route import Route  # noqa: E402  (a route knows its group)

@@ -14,7 +14,7 @@ from ._stream import StreamLike
 if TYPE_CHECKING:
     from .group import Group
 
-_LAYOUTS = {"rank": _c.LAYOUT_RANK, "expert": _c.LAYOUT_EXPERT, "slots": _c.LAYOUT_SLOTS}
+LAYOUTS = {"rank": _c.LAYOUT_RANK, "expert": _c.LAYOUT_EXPERT, "slots": _c.LAYOUT_SLOTS}
 _MODES = {"throughput": _c.THROUGHPUT, "latency": _c.LATENCY}
 _OVERFLOWS = {"error": _c.OVERFLOW_ERROR, "drop": _c.OVERFLOW_DROP}
 _CASTS = {
@@ -102,10 +102,10 @@ class Route:
         config.topk_idx = _array.describe(topk_idx, group._device, "topk_idx", keep)
         if topk_weights is not None:
             config.topk_weights = _array.describe(topk_weights, group._device, "topk_weights", keep)
-        config.layout = _choose(_LAYOUTS, layout, "layout")
-        config.mode = _choose(_MODES, mode, "mode")
+        config.layout = choose(LAYOUTS, layout, "layout")
+        config.mode = choose(_MODES, mode, "mode")
         config.expert_alignment, config.expert_capacity = expert_alignment, expert_capacity
-        config.rank_capacity, config.overflow = rank_capacity, _choose(_OVERFLOWS, overflow, "overflow")
+        config.rank_capacity, config.overflow = rank_capacity, choose(_OVERFLOWS, overflow, "overflow")
         config.packed = int(packed)
         pointer = C.c_void_p()
         where = group._stream(stream, topk_idx)
@@ -349,7 +349,7 @@ class _Dispatch:
         if scales is not None:
             self.into.scales = _array.describe(scales, group._device, "scales", self.keep)
         self.options = _c.DispatchOptions(
-            cast=_choose(_CASTS, cast, "cast"), skip_topk=int(not topk), zero_padding=int(pad)
+            cast=choose(_CASTS, cast, "cast"), skip_topk=int(not topk), zero_padding=int(pad)
         )
         self.made: Dict[str, Any] = {"rows": out, "scales": out_scales}
         for name, (shape, code) in self._wanted(scales, cast, topk).items():
@@ -442,7 +442,7 @@ class _Combine:
         return Combined(self.made, self.weights)
 
 
-def _choose(table: Dict[Any, int], value: Any, name: str) -> int:
+def choose(table: Dict[Any, int], value: Any, name: str) -> int:
     if value in table:
         return table[value]
     raise errors.InvalidError(f"{name} is {value!r}; there are {', '.join(map(repr, table))}")
