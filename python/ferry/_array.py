@@ -49,17 +49,18 @@ def dtype_code(dtype: Any) -> int:
 
 def tensor(data: int, code: int, shape: Sequence[int], strides: Optional[Sequence[int]] = None) -> _c.Tensor:
     """A ferry_tensor; strides are in elements, None: contiguous."""
-    t = _c.Tensor()
-    t.data, t.dtype, t.ndim = data or _nowhere, code, len(shape)
-    t.shape[: len(shape)] = shape
-    if strides is not None:
-        t.strides[: len(shape)] = strides
-    return t
+    n = len(shape)
+    if n > _c.MAX_DIMS:
+        raise TypeError(f"{n} dimensions; at most {_c.MAX_DIMS} are taken")
+    return _c.Tensor(data or _nowhere, code, n, tuple(shape), () if strides is None else tuple(strides))
 
 
-def _broadcast(shape: Sequence[int], strides: Sequence[int]) -> bool:
+def _broadcast(t: _c.Tensor) -> bool:
     # All strides zero would mean contiguous to the library.
-    return not any(strides) and any(n > 1 for n in shape) and all(n > 0 for n in shape)
+    if any(t.strides):
+        return False
+    shape = t.shape[: t.ndim]
+    return any(n > 1 for n in shape) and all(n > 0 for n in shape)
 
 
 class Memory:
@@ -279,7 +280,7 @@ def describe(x: Any, device: int, name: str, keep: list) -> _c.Tensor:
         t = arrays.describe(x, device)
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from None
-    if _broadcast(t.shape[: t.ndim], t.strides[: t.ndim]):
+    if _broadcast(t):
         x = x.contiguous() if arrays is TORCH else np.ascontiguousarray(x)
         t = arrays_of(x).describe(x, device)
     keep.append(x)

@@ -10,7 +10,10 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Tuple, Type
 
-VERSION = (0, 1)  # of the ABI that is spelled out here: until 1.0 a minor version may break what the one before promised
+VERSION = (
+    0,
+    1,
+)  # of the ABI that is spelled out here: until 1.0 a minor version may break what the one before promised
 
 OK, INVALID, NOMEM, SYSTEM, TIMEOUT, ABORTED, MISMATCH, OVERFLOW, UNSUPPORTED, REFUSED = range(10)
 BYTES, BF16, FP16, FP32, E4M3, INT32, INT64, UE8M0X4 = range(8)

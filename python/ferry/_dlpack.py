@@ -83,7 +83,9 @@ def describe(x: Any, device: int) -> _c.Tensor:
     dl = C.cast(_get(capsule, _NAME), C.POINTER(_DlManaged)).contents.tensor
     code = _FROM.get((dl.dtype.code, dl.dtype.bits)) if dl.dtype.lanes == 1 else None
     if code is None:
-        raise TypeError(f"DLPack type (code {dl.dtype.code}, {dl.dtype.bits} bits, {dl.dtype.lanes} lanes) is not taken")
+        raise TypeError(
+            f"DLPack type (code {dl.dtype.code}, {dl.dtype.bits} bits, {dl.dtype.lanes} lanes) is not taken"
+        )
     if dl.ndim > _c.MAX_DIMS:
         raise TypeError(f"{dl.ndim} dimensions; at most {_c.MAX_DIMS} are taken")
     shape = dl.shape[: dl.ndim]

@@ -35,6 +35,7 @@ class Stream:
         self._pointer: Optional[int] = pointer.value
         self.native = native_of(native) if native is not None else None
         group._children.add(self)
+        group._streams[pointer.value or 0] = self
 
     @property
     def _c(self) -> int:
@@ -87,6 +88,10 @@ class Stream:
             lib.ferry_stream_destroy(pointer)
             self._keep.clear()
 
+    def _abandon(self, held: Any) -> None:
+        self._pointer = None  # freed with the group, which waits for nobody
+        held.keep.append(self._keep)
+
     def __enter__(self) -> "Stream":
         return self
 
@@ -136,6 +141,9 @@ class Event:
         if pointer is not None:
             lib.ferry_event_destroy(pointer)
 
+    def _abandon(self, held: Any) -> None:
+        self.close()
+
     def __del__(self) -> None:
         if getattr(self, "_pointer", None) is not None:
             self.close()
@@ -153,7 +161,9 @@ def native_of(stream: Any) -> int:
             return getattr(stream, name)
     if hasattr(stream, "__cuda_stream__"):
         return stream.__cuda_stream__()[1]
-    raise TypeError(f"{type(stream).__name__} is no stream: ferry.Stream, the address of a CUDA stream, or an object of one")
+    raise TypeError(
+        f"{type(stream).__name__} is no stream: ferry.Stream, the address of a CUDA stream, or an object of one"
+    )
 
 
 def _is_torch(x: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as C
 import sys
 import weakref
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from . import _array, _c, errors
 from ._c import lib
 from ._stream import Event, Stream, StreamLike, native_of
 from .heap import Heap
-
-_LAYOUTS = {"rank": _c.LAYOUT_RANK, "expert": _c.LAYOUT_EXPERT, "slots": _c.LAYOUT_SLOTS}
+from .route import LAYOUTS, Route, choose
 
 
 def unique_id() -> bytes:
@@ -35,6 +34,7 @@ class _Held:
 
     def __init__(self, pointer: int):
         self.pointer = pointer
+        self.keep: List[Any] = []  # what calls on its streams may still look at
 
     def __del__(self) -> None:
         self._destroy(self.pointer)
@@ -105,7 +105,8 @@ class Group:
         del keep
         self._held: Optional[_Held] = _Held(pointer.value or 0)
         self._children: "weakref.WeakSet[Any]" = weakref.WeakSet()
-        self._wrapped: Dict[int, Stream] = {}
+        self._streams: "weakref.WeakValueDictionary[int, Stream]" = weakref.WeakValueDictionary()
+        self._wrapped: Dict[int, Stream] = {}  # by the address of the CUDA stream
         self._retired: List[Tuple[int, List[Event]]] = []  # routes that streams have yet to pass
         self.rank: int = lib.ferry_group_rank(pointer)
         self.ranks: int = lib.ferry_group_ranks(pointer)
@@ -192,12 +193,13 @@ class Group:
         return self._held is None
 
     def close(self) -> None:
-        """Leaves the group. Not collective, waits for no other rank. Routes, streams and events are closed."""
+        """Leaves the group, and closes its routes, streams and events. Not collective, and waits for no other rank:
+        what is still on a stream is given up, so sync it before."""
         held, self._held = self._held, None
         if held is None:
             return
-        for child in sorted(self._children, key=lambda c: not isinstance(c, Stream)):
-            child.close()  # streams first: closing one waits for what is on it
+        for child in list(self._children):
+            child._abandon(held)
         self._wrapped.clear()
         self._retired.clear()  # freed with the group
 
@@ -247,9 +249,10 @@ class Group:
         """Frees a route when the streams that it was used on have passed it."""
         if self._held is None or captured or self._capturing():
             return  # freed with the group: a graph that is replayed still uses it
-        streams = [c for c in self._children if isinstance(c, Stream) and c._pointer in used and not c.idle]
-        if streams:
-            self._retired.append((route, [s.record() for s in streams]))
+        streams = [self._streams[p] for p in used if p in self._streams]
+        busy = [s.record() for s in streams if not s.idle]
+        if busy:
+            self._retired.append((route, busy))
         else:
             lib.ferry_route_destroy(route)
 
@@ -262,17 +265,13 @@ class Group:
 
     def _hold(self, where: Optional[int], things: List[Any]) -> None:
         """What a call on a stream was given lives until the stream has passed it."""
-        if where is None:
-            return
-        for child in self._children:
-            if isinstance(child, Stream) and child._pointer == where:
-                child._hold(things)
-                return
+        if where is not None:
+            self._streams[where]._hold(things)
 
 
 def group_bytes(ranks: int, **config: Any) -> int:
     """Bytes of shared memory that each rank of such a group reserves, without making it. `config` as for `Group`."""
-    defaults: Dict[str, Any] = dict(Group.__init__.__kwdefaults__)
+    defaults: Dict[str, Any] = dict(Group.__init__.__kwdefaults__ or {})
     unknown = set(config) - set(defaults) - {"experts", "hidden", "max_tokens"}
     if unknown:
         raise TypeError(f"group_bytes: {', '.join(sorted(unknown))}: not known")
@@ -290,31 +289,25 @@ def _bytes_of(t: _c.Tensor, name: str) -> int:
     return int(np.prod(shape, dtype=np.int64)) * _array.BYTES_OF[t.dtype]
 
 
-def _choose(table: Dict[str, int], value: Union[str, int], name: str) -> int:
-    if value in table.values():
-        return int(value)
-    if value in table:
-        return table[str(value)]
-    raise errors.InvalidError(f"{name} is {value!r}; there are {', '.join(map(repr, table))}")
-
-
 def _config(given: Dict[str, Any]) -> Tuple[_c.GroupConfig, List[Any]]:
     config = _c.GroupConfig()
     device = str(given["device"])
-    config.device = _c.CUDA if device.startswith("cuda") else _choose({"cpu": _c.CPU}, device, "device")
+    config.device = _c.CUDA if device.startswith("cuda") else choose({"cpu": _c.CPU}, device, "device")
     for name in ("experts", "hidden", "max_tokens", "max_topk", "max_recv_rows", "heap_bytes", "threads", "sms"):
         setattr(config, name, given[name])
     config.dtype = _array.dtype_code(given["dtype"])
     layouts = given["layouts"]
     for layout in (layouts,) if isinstance(layouts, str) else layouts:
-        config.layouts |= _choose(_LAYOUTS, layout, "layout")
+        config.layouts |= choose(LAYOUTS, layout, "layout")
     if given["timeout"] is not None:
         config.timeout_ms = max(1, int(given["timeout"] * 1000))
     keep: List[Any] = []
     if given["expert_ranks"] is not None:
         lists = [list(r) for r in given["expert_ranks"]]
         if len(lists) != given["experts"]:
-            raise errors.InvalidError(f"expert_ranks has {len(lists)} entries, one for each of {given['experts']} experts is wanted")
+            raise errors.InvalidError(
+                f"expert_ranks has {len(lists)} entries, one for each of {given['experts']} experts is wanted"
+            )
         ends = np.cumsum([0] + [len(r) for r in lists]).tolist()
         config.expert_first = (C.c_int32 * len(ends))(*ends)
         config.expert_rank = (C.c_int32 * max(1, ends[-1]))(*[r for copies in lists for r in copies])
@@ -347,7 +340,9 @@ class _device:
 def _create(config: _c.GroupConfig, rank: Any, ranks: Any, uid: Any, allgather: Any, pointer: C.c_void_p) -> None:
     if uid is None and allgather is None:
         if rank is not None or ranks is not None:
-            raise errors.InvalidError("rank and ranks go with unique_id or allgather; without, the environment tells them")
+            raise errors.InvalidError(
+                "rank and ranks go with unique_id or allgather; without, the environment tells them"
+            )
         lib.ferry_group_create_env(C.byref(config), C.byref(pointer))
         return
     if rank is None or ranks is None or (uid is not None and allgather is not None):
@@ -377,6 +372,3 @@ def _gather(allgather: Any, ranks: int, mine: int, all_: int, size: int, raised:
     except BaseException as error:  # an exception must not cross the C library; it becomes the cause of its error
         raised.append(error)
         return 1
-
-
-from .route import Route  # noqa: E402  (a route knows its group)

@@ -88,7 +88,15 @@ class Heap:
         group._hold(where, keep)
 
     def put_signal(
-        self, target: Any, source: Any, signal: Any, value: int, rank: int, *, op: str = "set", stream: StreamLike = None
+        self,
+        target: Any,
+        source: Any,
+        signal: Any,
+        value: int,
+        rank: int,
+        *,
+        op: str = "set",
+        stream: StreamLike = None,
     ) -> None:
         """put, then sets or adds `value` at the word `signal` (an int64 array of one element in the heap): whoever sees
         the signal sees the data."""

@@ -14,7 +14,7 @@ from ._stream import StreamLike
 if TYPE_CHECKING:
     from .group import Group
 
-_LAYOUTS = {"rank": _c.LAYOUT_RANK, "expert": _c.LAYOUT_EXPERT, "slots": _c.LAYOUT_SLOTS}
+LAYOUTS = {"rank": _c.LAYOUT_RANK, "expert": _c.LAYOUT_EXPERT, "slots": _c.LAYOUT_SLOTS}
 _MODES = {"throughput": _c.THROUGHPUT, "latency": _c.LATENCY}
 _OVERFLOWS = {"error": _c.OVERFLOW_ERROR, "drop": _c.OVERFLOW_DROP}
 _CASTS = {
@@ -102,10 +102,10 @@ class Route:
         config.topk_idx = _array.describe(topk_idx, group._device, "topk_idx", keep)
         if topk_weights is not None:
             config.topk_weights = _array.describe(topk_weights, group._device, "topk_weights", keep)
-        config.layout = _choose(_LAYOUTS, layout, "layout")
-        config.mode = _choose(_MODES, mode, "mode")
+        config.layout = choose(LAYOUTS, layout, "layout")
+        config.mode = choose(_MODES, mode, "mode")
         config.expert_alignment, config.expert_capacity = expert_alignment, expert_capacity
-        config.rank_capacity, config.overflow = rank_capacity, _choose(_OVERFLOWS, overflow, "overflow")
+        config.rank_capacity, config.overflow = rank_capacity, choose(_OVERFLOWS, overflow, "overflow")
         config.packed = int(packed)
         pointer = C.c_void_p()
         where = group._stream(stream, topk_idx)
@@ -135,7 +135,9 @@ class Route:
         def array(pointer: Any, n: int) -> Optional[np.ndarray]:
             return np.array(pointer[:n], dtype=np.int32) if pointer else None
 
-        self.expert_rows = array(info.expert_rows, info.local_experts)  # THROUGHPUT: int32 [L]; LATENCY: None, like all these
+        self.expert_rows = array(
+            info.expert_rows, info.local_experts
+        )  # THROUGHPUT: int32 [L]; LATENCY: None, like all these
         self.expert_start = array(info.expert_start, info.local_experts)  # EXPERT, SLOTS: int32 [L]
         self.source_rows = array(info.source_rows, info.ranks)  # int32 [R]
         self.source_start = array(info.source_start, info.ranks)  # RANK: int32 [R]
@@ -267,6 +269,9 @@ class Route:
         if pointer is not None:
             self.group._retire(pointer, self._used, self._captured)
 
+    def _abandon(self, held: Any) -> None:
+        self._pointer = None  # freed with the group
+
     def __enter__(self) -> "Route":
         return self
 
@@ -278,7 +283,9 @@ class Route:
             self.close()
 
     def __repr__(self) -> str:
-        return f"<ferry.Route {self.layout} {self.mode}: {self.tokens} tokens of top-{self.topk}, {self.rows} rows here>"
+        return (
+            f"<ferry.Route {self.layout} {self.mode}: {self.tokens} tokens of top-{self.topk}, {self.rows} rows here>"
+        )
 
 
 class PendingDispatch:
@@ -321,7 +328,17 @@ class _Dispatch:
     """The structs of one dispatch, and the arrays that they point at."""
 
     def __init__(
-        self, route: Route, x: Any, scales: Any, cast: Any, out: Any, out_scales: Any, view: bool, topk: bool, pad: bool, stream: Any
+        self,
+        route: Route,
+        x: Any,
+        scales: Any,
+        cast: Any,
+        out: Any,
+        out_scales: Any,
+        view: bool,
+        topk: bool,
+        pad: bool,
+        stream: Any,
     ):
         group = route.group
         self.route, self.x = route, x
@@ -332,7 +349,7 @@ class _Dispatch:
         if scales is not None:
             self.into.scales = _array.describe(scales, group._device, "scales", self.keep)
         self.options = _c.DispatchOptions(
-            cast=_choose(_CASTS, cast, "cast"), skip_topk=int(not topk), zero_padding=int(pad)
+            cast=choose(_CASTS, cast, "cast"), skip_topk=int(not topk), zero_padding=int(pad)
         )
         self.made: Dict[str, Any] = {"rows": out, "scales": out_scales}
         for name, (shape, code) in self._wanted(scales, cast, topk).items():
@@ -383,7 +400,9 @@ class _Dispatch:
 class _Combine:
     """The structs of one combine, and the arrays that they point at."""
 
-    def __init__(self, route: Route, rows: Any, weights: Any, weighted: bool, topk_weights: Any, bias: Any, stream: Any):
+    def __init__(
+        self, route: Route, rows: Any, weights: Any, weighted: bool, topk_weights: Any, bias: Any, stream: Any
+    ):
         group = route.group
         self.route, self.rows = route, rows
         self.keep: List[Any] = []
@@ -423,7 +442,7 @@ class _Combine:
         return Combined(self.made, self.weights)
 
 
-def _choose(table: Dict[Any, int], value: Any, name: str) -> int:
+def choose(table: Dict[Any, int], value: Any, name: str) -> int:
     if value in table:
         return table[value]
     raise errors.InvalidError(f"{name} is {value!r}; there are {', '.join(map(repr, table))}")

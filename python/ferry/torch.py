@@ -68,7 +68,7 @@ def _spread(route: Route, grad: torch.Tensor) -> torch.Tensor:
     """The gradient in the slots of the dispatch; zero where there is no row."""
     if route.mode == "throughput" and route.layout != "slots":
         return route.dispatch(grad, topk=False, zero_padding=True).rows
-    shape = (route.rows, grad.shape[1])
+    shape: Tuple[int, ...] = (route.rows, grad.shape[1])
     if route.layout == "slots":
         shape = (route.local_experts, route.group.ranks * route.group.max_tokens, grad.shape[1])
     out = grad.new_zeros(shape)

@@ -30,7 +30,10 @@ LIMIT = 60 if DEVICE == "cpu" else 120  # seconds that a test may take on all ra
 
 
 class Skip(Exception):
-    """What tests/run.py takes for a skip."""
+    """A skip, where there is no pytest."""
+
+
+SKIPS = (Skip, pytest.skip.Exception) if pytest else (Skip,)
 
 
 def skip(why):
@@ -93,8 +96,7 @@ def _serve(rank, ranks, port, pipe):
         try:
             result = (True, function(Env(rank, ranks, port, uid), *arguments))
         except BaseException as error:
-            skipped = isinstance(error, Skip) or (pytest and isinstance(error, pytest.skip.Exception))
-            result = (None, str(error)) if skipped else (False, traceback.format_exc())
+            result = (None, str(error)) if isinstance(error, SKIPS) else (False, traceback.format_exc())
         faulthandler.cancel_dump_traceback_later()
         pipe.send(result)
 

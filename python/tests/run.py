@@ -26,7 +26,7 @@ def main():
                 try:
                     test(**case)
                     counts["passed"] += 1
-                except harness.Skip as why:
+                except harness.SKIPS as why:
                     counts["skipped"] += 1
                     print(f"SKIP {label}: {why}")
                 except Exception:

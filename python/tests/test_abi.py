@@ -36,7 +36,9 @@ def ask(lines):
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder, "ask.c"), Path(folder, "ask")
         body = "\n".join(f'    printf("%s %lld\\n", "{name}", (long long)({value}));' for name, value in lines)
-        source.write_text(f"#include <ferry/ferry.h>\n#include <stdio.h>\nint main(void) {{\n{body}\n    return 0;\n}}\n")
+        source.write_text(
+            f"#include <ferry/ferry.h>\n#include <stdio.h>\nint main(void) {{\n{body}\n    return 0;\n}}\n"
+        )
         include = str(HEADER.parents[1])
         subprocess.run([cc, "-std=c11", "-I", include, str(source), "-o", str(program)], check=True)
         out = subprocess.run([str(program)], check=True, stdout=subprocess.PIPE, universal_newlines=True).stdout
@@ -55,7 +57,10 @@ def test_sizes_and_offsets():
         assert ctypes.sizeof(struct) == said[name], name
         for field in struct._fields_:
             at = getattr(struct, field[0])
-            assert (at.offset, at.size) == (said[f"{name}.{field[0]}"], said[f"{name}.{field[0]}:size"]), (name, field[0])
+            assert (at.offset, at.size) == (said[f"{name}.{field[0]}"], said[f"{name}.{field[0]}:size"]), (
+                name,
+                field[0],
+            )
 
 
 def test_every_struct_and_field_is_here():

@@ -80,7 +80,10 @@ def normal(env, fp8, asynchronous, previous):
 
     x, idx, w = everybody(env, 1)
     mine, choice, weights = x[env.rank], idx[env.rank], w[env.rank]
-    scales = [torch.arange(len(r) * 2, dtype=torch.float32, device=DEVICE).reshape(2, -1).t() + 100 * i for i, r in enumerate(x)]
+    scales = [
+        torch.arange(len(r) * 2, dtype=torch.float32, device=DEVICE).reshape(2, -1).t() + 100 * i
+        for i, r in enumerate(x)
+    ]
     sent = (e4m3(mine), scales[env.rank]) if fp8 else mine
     buffer = buffer_of(env)
     per_rank, per_rdma, per_expert, in_rank, event = buffer.get_dispatch_layout(choice, EXPERTS)
@@ -95,7 +98,13 @@ def normal(env, fp8, asynchronous, previous):
             event.current_stream_wait()
 
     rx, ri, rw, counts, handle, event = buffer.dispatch(
-        sent, topk_idx=choice, topk_weights=weights, expert_alignment=4, config=buffer.get_dispatch_config(8), **layout, **options
+        sent,
+        topk_idx=choice,
+        topk_weights=weights,
+        expert_alignment=4,
+        config=buffer.get_dispatch_config(8),
+        **layout,
+        **options,
     )
     done(event)
     arrived = arrivals(env, idx)
@@ -106,7 +115,9 @@ def normal(env, fp8, asynchronous, previous):
     assert isinstance(handle, tuple) and handle[4] is in_rank
     starts = [sum(1 for s, _ in arrived if s <= r) for r in range(env.ranks)]
     assert handle[0][:, env.rank].tolist() == starts
-    assert handle[0][env.rank].tolist() == [sum(1 for s in range(env.rank + 1) for _ in _to(env, idx[s], r)) for r in range(env.ranks)]
+    assert handle[0][env.rank].tolist() == [
+        sum(1 for s in range(env.rank + 1) for _ in _to(env, idx[s], r)) for r in range(env.ranks)
+    ]
 
     again = buffer.dispatch(sent, handle=handle, **options)
     done(again[5])
@@ -329,7 +340,8 @@ def two_in_flight(env):
     factor = torch.where(choice >= 0, weights, torch.zeros_like(weights)).sum(1, keepdim=True)
     for _ in range(3):
         sent = [
-            buffer.low_latency_dispatch(mine * n, choice, M, EXPERTS, use_fp8=False, return_recv_hook=True) for n in (1, 2)
+            buffer.low_latency_dispatch(mine * n, choice, M, EXPERTS, use_fp8=False, return_recv_hook=True)
+            for n in (1, 2)
         ]
         backs = []
         for rx, _, handle, _, hook in sent:
@@ -387,6 +399,23 @@ def test_hints_and_configs():
         Buffer.set_num_sms(3)
 
 
+def test_helpers():
+    torch = torch_or_skip()
+    from ferry.deep_ep.utils import math
+
+    x = torch.tensor([[3, 3, -1, 0], [2, -1, 2, 2], [-1, -1, -1, -1]])
+    math.inplace_unique(x, 4)
+    assert x.tolist() == [[0, 3, -1, -1], [2, -1, -1, -1], [-1, -1, -1, -1]]
+    a = torch.randn(5, 256)
+    assert math.calc_diff(a, a) < 1e-12 < math.calc_diff(a, -a)
+    assert math.hash_tensor(a) != math.hash_tensor(a + 1) and math.count_bytes(a, (a, None)) == 2 * 5 * 1024
+    scales = torch.tensor([[127 + 3 | 126 << 8]], dtype=torch.int32)
+    ones = torch.ones(1, 256, dtype=torch.float32)
+    assert math.per_token_cast_back(ones, scales).tolist() == [[8.0] * 128 + [0.5] * 128]
+    if hasattr(torch, "float8_e4m3fn"):
+        assert math.calc_diff(math.per_token_cast_back(*math.per_token_cast_to_fp8(a)), a) < 1e-3
+
+
 def test_stands_in_for_deep_ep():
     torch_or_skip()
     import ferry.deep_ep as mine
@@ -429,7 +458,9 @@ def elastic(env, expand, sync, alignment, fp8):
 
     x, idx, w = everybody(env, 30)
     mine, choice, weights = x[env.rank], idx[env.rank], w[env.rank]
-    factors = [torch.arange(len(r) * 2, dtype=torch.float32, device=DEVICE).reshape(-1, 2) + 100 * i for i, r in enumerate(x)]
+    factors = [
+        torch.arange(len(r) * 2, dtype=torch.float32, device=DEVICE).reshape(-1, 2) + 100 * i for i, r in enumerate(x)
+    ]
     sent = (e4m3(mine), factors[env.rank]) if fp8 else mine
     buffer = ElasticBuffer(env.process_group(), num_max_tokens_per_rank=M, hidden=HIDDEN, explicitly_destroy=True)
     assert buffer.num_bytes % (2 << 20) == 0 and buffer.get_logical_domain_size() == (1, env.ranks)
@@ -450,7 +481,11 @@ def elastic(env, expand, sync, alignment, fp8):
 
     cached = buffer.dispatch(sent, handle=handle, do_expand=expand, do_zero_padding=expand)
     assert cached[3] is handle and cached[2] is None
-    valid = torch.arange(len(arrived), device=DEVICE) if not expand else handle.recv_src_metadata[: len(arrived), 2:].flatten()
+    valid = (
+        torch.arange(len(arrived), device=DEVICE)
+        if not expand
+        else handle.recv_src_metadata[: len(arrived), 2:].flatten()
+    )
     valid = valid[valid >= 0].long()
     assert equal_bits((cached[0][0] if fp8 else cached[0])[valid], rows[valid])
     other = buffer.dispatch(sent, handle=handle, topk_weights=weights * 2, do_expand=expand)
@@ -461,7 +496,11 @@ def elastic(env, expand, sync, alignment, fp8):
         for at in [row] if not expand else [r for r in handle.recv_src_metadata[row, 2:].tolist() if r >= 0]:
             values[at] = x[s][t]
     y, yw, event = buffer.combine(values, handle, topk_weights=rw, bias=(mine, mine))
-    times = (torch.tensor([[len({e // (1 if expand else local) for e in row if e >= 0})] for row in choice.tolist()], device=DEVICE)).reshape(-1, 1)
+    times = (
+        torch.tensor(
+            [[len({e // (1 if expand else local) for e in row if e >= 0})] for row in choice.tolist()], device=DEVICE
+        )
+    ).reshape(-1, 1)
     assert event.event is None and torch.allclose(y.float(), mine.float() * (times + 2), rtol=1e-2)
     assert torch.equal(yw, torch.where(choice >= 0, weights, torch.zeros_like(weights)))
     buffer.barrier()
@@ -470,7 +509,9 @@ def elastic(env, expand, sync, alignment, fp8):
 
 def check_ep_handle(env, handle, arrived, idx, sync, alignment, stats):
     local = EXPERTS // env.ranks
-    counts = [sum(row.count(env.rank * local + i) for s in range(env.ranks) for row in idx[s].tolist()) for i in range(local)]
+    counts = [
+        sum(row.count(env.rank * local + i) for s in range(env.ranks) for row in idx[s].tolist()) for i in range(local)
+    ]
     aligned = [-(-n // alignment) * alignment for n in counts]
     assert stats.tolist() == handle.num_unaligned_recv_tokens_per_expert.tolist() == counts
     assert handle.num_recv_tokens_per_expert_list == (aligned if sync else [])

@@ -38,7 +38,9 @@ def check_rows(env, layout, mode, alignment, got, x, idx, w):
     mine = reference.local_experts(env.rank, env.ranks, EXPERTS)
     flat = got.rows.reshape(-1, HIDDEN)
     if layout == "rank":
-        at = [s * M + sum(1 for o in once[:n] if o[0] == s) if mode == "latency" else n for n, (s, _) in enumerate(once)]
+        at = [
+            s * M + sum(1 for o in once[:n] if o[0] == s) if mode == "latency" else n for n, (s, _) in enumerate(once)
+        ]
         for row, (s, t) in zip(at, once):
             ids = reference.local_ids(idx[s][t].tolist(), mine)
             assert flat[row].tobytes() == x[s][t].tobytes()
@@ -88,7 +90,13 @@ def check_sum(env, route, layout, weighted, y, x, idx, w):
     mine, choices, weights = x[env.rank], idx[env.rank], w[env.rank]
     for t in range(len(mine)):
         want = reference.combine(
-            layout, env.ranks, EXPERTS, choices[t].tolist(), weights[t], weighted, lambda key: back_of(mine[t], key).astype(np.float32)
+            layout,
+            env.ranks,
+            EXPERTS,
+            choices[t].tolist(),
+            weights[t],
+            weighted,
+            lambda key: back_of(mine[t], key).astype(np.float32),
         )
         want = np.zeros(HIDDEN, np.float32) if want is None else want
         if weighted:  # the reference rounds twice where fma does once
@@ -99,7 +107,9 @@ def check_sum(env, route, layout, weighted, y, x, idx, w):
 
 def check_weights(route, layout, got, weights, choices):
     """Weights that are sent back as they came reach the choice they belong to."""
-    brought = route.combine(got.rows.astype(np.float32) if got.rows.dtype != np.float32 else got.rows, weights=got.topk_weights)
+    brought = route.combine(
+        got.rows.astype(np.float32) if got.rows.dtype != np.float32 else got.rows, weights=got.topk_weights
+    )
     assert (brought.weights == np.where(choices >= 0, weights, 0)).all()
 
 
@@ -150,8 +160,11 @@ def casts(env, cast, layout):
         for at, arrived in zip(where, [once] if layout == "rank" else by_expert):
             for row, (s, t) in zip(at, arrived):
                 scale = reference.e4m3_scale(x[s][t].astype(np.float32)[None], cast != "e4m3")[0]
-                factor = np.float32(1) / scale if cast != "e4m3" else np.float32(448) / (
-                    np.maximum(np.abs(x[s][t].astype(np.float32)).reshape(-1, 128).max(-1), np.float32(1e-4))
+                factor = (
+                    np.float32(1) / scale
+                    if cast != "e4m3"
+                    else np.float32(448)
+                    / (np.maximum(np.abs(x[s][t].astype(np.float32)).reshape(-1, 128).max(-1), np.float32(1e-4)))
                 )
                 q = (x[s][t].astype(np.float32).reshape(-1, 128) * factor[:, None]).astype(ml_dtypes.float8_e4m3fn)
                 assert rows[row].tobytes() == q.tobytes()
@@ -218,8 +231,9 @@ def test_capacity():
 
 
 def capacity(env):
-    import ferry
     from harness import raises
+
+    import ferry
 
     idx = np.zeros((8, 1), np.int64)
     x = np.ones((8, 256), np.float32)

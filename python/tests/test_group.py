@@ -16,7 +16,15 @@ def test_ranks_as_threads():
 
     def run(rank):
         with ferry.Group(
-            unique_id=uid, rank=rank, ranks=3, experts=3, hidden=64, max_tokens=4, max_topk=1, dtype="float32", timeout=30
+            unique_id=uid,
+            rank=rank,
+            ranks=3,
+            experts=3,
+            hidden=64,
+            max_tokens=4,
+            max_topk=1,
+            dtype="float32",
+            timeout=30,
         ) as g:
             for _ in range(5):
                 g.barrier()

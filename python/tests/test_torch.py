@@ -25,7 +25,12 @@ def group_of(env, dtype="float32", **config):
     return env.group(**config)
 
 
-@each(layout=("rank", "expert", "slots"), mode=("throughput", "latency"), dtype=("bfloat16", "float32"), view=(False, True))
+@each(
+    layout=("rank", "expert", "slots"),
+    mode=("throughput", "latency"),
+    dtype=("bfloat16", "float32"),
+    view=(False, True),
+)
 def test_exchange(layout, mode, dtype, view):
     torch_or_skip()
     on_ranks(4, exchange, layout, mode, dtype, view)
@@ -42,7 +47,9 @@ def exchange(env, layout, mode, dtype, view):
         y = route.combine(got.rows).rows
         rank_of = torch.tensor([_home(e, env.ranks) for e in range(EXPERTS)] + [-1], device=idx.device)[idx]
         key = rank_of if layout == "rank" else idx
-        times = torch.tensor([len({k for k in row if k >= 0}) for row in key.tolist()], device=idx.device).reshape(-1, 1)
+        times = torch.tensor([len({k for k in row if k >= 0}) for row in key.tolist()], device=idx.device).reshape(
+            -1, 1
+        )
         # multiples of up to 2 are exact in any float type
         assert torch.equal(y, (x.float() * times).to(x.dtype))
 
@@ -107,7 +114,9 @@ def casts(env, cast):
 
 def _e4m3(bits):
     sign, exponent, fraction = bits >> 7, (bits >> 3) & 15, bits & 7
-    value = np.where(exponent == 0, np.ldexp(fraction / 8.0, -6), np.ldexp(1 + fraction / 8.0, exponent.astype(int) - 7))
+    value = np.where(
+        exponent == 0, np.ldexp(fraction / 8.0, -6), np.ldexp(1 + fraction / 8.0, exponent.astype(int) - 7)
+    )
     return np.where(sign == 1, -value, value)
 
 
@@ -180,5 +189,7 @@ def test_example():
     torch_or_skip()
     example = Path(__file__).parents[1] / "examples" / "moe.py"
     command = [sys.executable, str(example), "--ranks", "2", "--steps", "30", "--device", DEVICE]
-    out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=170)
+    out = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=170
+    )
     assert out.returncode == 0 and out.stdout.rstrip().endswith("the same curve"), out.stdout

@@ -16,7 +16,9 @@ import torch
 
 import ferry
 
-_KEPT = 4  # groups of one kind; the one that was used least recently goes first, and lives on in the handles that need it
+_KEPT = (
+    4  # groups of one kind; the one that was used least recently goes first, and lives on in the handles that need it
+)
 
 
 class Need(NamedTuple):
@@ -72,7 +74,9 @@ class Groups:
                 self._made[have] = group  # to the end: used last
                 return group
         if need.device == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise ferry.UnsupportedError(f"a group for {need} has to be made, which a capture cannot hold: run once before")
+            raise ferry.UnsupportedError(
+                f"a group for {need} has to be made, which a capture cannot hold: run once before"
+            )
         smaller = [have for have in self._made if have.fits(need)]
         kind = [have for have in self._made if have[:2] == need[:2]]
         for have in smaller or kind[: max(0, len(kind) - _KEPT + 1)]:
@@ -96,7 +100,9 @@ class Groups:
         if device != "cuda" or not self.sms:
             return 0
         card = torch.cuda.get_device_properties(torch.cuda.current_device())
-        name = str(getattr(card, "uuid", "")) or f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {torch.cuda.current_device()}"
+        name = (
+            str(getattr(card, "uuid", "")) or f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {torch.cuda.current_device()}"
+        )
         number = int.from_bytes(name.encode()[-7:], "little")
         here = int((self.gather((number,))[:, 0] == number).sum())
         return max(1, min(self.sms, card.multi_processor_count // here))

@@ -81,7 +81,7 @@ class Call:
             return
         if current is not None:
             # Inputs belong to the current stream, results to the communication stream: each is used on both.
-            comm = torch.cuda.current_stream()
+            comm: Any = torch.cuda.current_stream()
             if not torch.cuda.is_current_stream_capturing():
                 for t in self.tensors:
                     if t.is_cuda:

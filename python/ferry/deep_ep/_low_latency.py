@@ -64,7 +64,9 @@ class LowLatency:
         cast: Tuple[bool, bool, bool], asynchronous: bool, hook: bool,
     ) -> Tuple[Any, torch.Tensor, LowLatencyHandle, EventOverlap, Optional[Callable[[], None]]]:  # fmt: skip
         assert not (asynchronous and hook), "async_finish and return_recv_hook exclude each other"
-        assert x.dim() == 2 and x.dtype == torch.bfloat16, f"x is {x.dtype}{list(x.shape)}, wanted is bfloat16 [T, hidden]"
+        assert (
+            x.dim() == 2 and x.dtype == torch.bfloat16
+        ), f"x is {x.dtype}{list(x.shape)}, wanted is bfloat16 [T, hidden]"
         group = self.group(where(x), tokens, x.shape[1], experts, topk_idx.shape[1])
         slots, local = group.ranks * tokens, experts // group.ranks
         kind = _cast(*cast)

@@ -177,8 +177,12 @@ class Buffer:
                 assert topk_idx is None and topk_weights is None, "a handle has its top-k already"
                 got = route_of(handle, NormalHandle).dispatch(rows, scales=scales, topk=False)
             else:
-                assert is_token_in_rank is not None and num_tokens_per_expert is not None, "get_dispatch_layout's results are wanted"
-                route = self._route(rows, is_token_in_rank, num_tokens_per_expert, topk_idx, topk_weights, num_worst_tokens)
+                assert (
+                    is_token_in_rank is not None and num_tokens_per_expert is not None
+                ), "get_dispatch_layout's results are wanted"
+                route = self._route(
+                    rows, is_token_in_rank, num_tokens_per_expert, topk_idx, topk_weights, num_worst_tokens
+                )
                 got = route.dispatch(rows, scales=scales)
                 if topk_idx is not None:
                     ids, weights = got.topk_idx.to(topk_idx.dtype), got.topk_weights

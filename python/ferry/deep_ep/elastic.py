@@ -95,7 +95,9 @@ class ElasticBuffer:
         if num_bytes is None:
             num_bytes = self.get_buffer_size_hint(group, num_max_tokens_per_rank, hidden) if hidden else 0
         self.num_bytes = num_bytes
-        self._groups = Groups(self.rank_idx, self.num_ranks, allgather, timeout=max(num_cpu_timeout_secs, num_gpu_timeout_secs))
+        self._groups = Groups(
+            self.rank_idx, self.num_ranks, allgather, timeout=max(num_cpu_timeout_secs, num_gpu_timeout_secs)
+        )
         self._lane = Lane()
 
     def destroy(self) -> None:
@@ -191,7 +193,9 @@ class ElasticBuffer:
         Rows of a block are in the order of source rank, then token, always.
         """
         rows, sf = x if isinstance(x, tuple) else (x, None)
-        with self._lane.run(rows.is_cuda, (previous_event, previous_event_before_epilogue), async_with_compute_stream) as call:
+        with self._lane.run(
+            rows.is_cuda, (previous_event, previous_event_before_epilogue), async_with_compute_stream
+        ) as call:
             if handle is None:
                 assert topk_idx is not None and num_experts is not None, "topk_idx and num_experts, or a handle"
                 most = num_max_tokens_per_rank or self.num_max_tokens_per_rank
@@ -253,7 +257,9 @@ class ElasticBuffer:
         return ferry.Route(old.group, handle.topk_idx, weights, **options)
 
     @staticmethod
-    def _carry(handle: EPHandle, x: torch.Tensor, sf: Any, zero: bool, column_major: bool) -> Tuple[ferry.Received, Any]:
+    def _carry(
+        handle: EPHandle, x: torch.Tensor, sf: Any, zero: bool, column_major: bool
+    ) -> Tuple[ferry.Received, Any]:
         route, out = handle.route, None
         if sf is not None and column_major:
             stored = sf.new_empty((sf.shape[1], round_up(route.rows, 4)))
@@ -332,7 +338,9 @@ class ElasticBuffer:
 
         Returns (combined_x [T, H], combined_topk_weights [T, K] or None, event).
         """
-        with self._lane.run(x.is_cuda, (previous_event, previous_event_before_epilogue), async_with_compute_stream) as call:
+        with self._lane.run(
+            x.is_cuda, (previous_event, previous_event_before_epilogue), async_with_compute_stream
+        ) as call:
             back = handle.route.combine(x, weights=topk_weights, bias=bias)
             call.touch(x, topk_weights, back.rows, back.weights, *(bias if isinstance(bias, tuple) else (bias,)))
         return back.rows, back.weights, call.event

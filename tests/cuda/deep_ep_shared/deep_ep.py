@@ -1,0 +1,25 @@
+"""`import deep_ep` for DeepEP's own test scripts, with ranks that share one GPU: Ferry's drop-in, and torch.distributed told of it.
+
+Those scripts ask for NCCL and for a GPU of each rank's own. NCCL does not serve ranks that share one, gloo does.
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+
+import ferry.deep_ep
+
+_init, _set_device = dist.init_process_group, torch.cuda.set_device
+
+
+def init_process_group(backend=None, device_id=None, **options):
+    return _init("gloo", **options)
+
+
+def set_device(device):
+    return _set_device(device % torch.cuda.device_count() if isinstance(device, int) else device)
+
+
+dist.init_process_group, torch.cuda.set_device = init_process_group, set_device
+sys.modules["deep_ep"] = ferry.deep_ep
