@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as C
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any, Callable, List, Optional, Union
 
 from . import _c, errors
@@ -25,7 +26,9 @@ class Stream:
     """
 
     def __init__(self, group: "Group", native: Any = None):
-        self._group, self._held = group, group._held
+        # Weak: the group holds the streams that it wraps.
+        self._group = weakref.ref(group)
+        self._held: Any = group._held
         self._keep: List[Any] = []
         pointer = C.c_void_p()
         if native is None:
@@ -77,14 +80,17 @@ class Stream:
 
     def record(self) -> "Event":
         """An event that happens when all calls now on the stream are done."""
-        event = Event(self._group)
+        group = self._group()
+        if group is None:
+            raise errors.InvalidError("the group is closed")
+        event = Event(group)
         event.record(self)
         return event
 
     def close(self) -> None:
         """Waits until the stream is empty and frees it. A wrapped CUDA stream itself stays."""
         pointer, self._pointer = self._pointer, None
-        if pointer is not None:
+        if pointer is not None and self._held.pointer:
             lib.ferry_stream_destroy(pointer)
             self._keep.clear()
 
@@ -111,7 +117,7 @@ class Event:
     """A point in a stream. Never recorded, it has happened."""
 
     def __init__(self, group: "Group"):
-        self._held = group._held
+        self._held: Any = group._held
         pointer = C.c_void_p()
         lib.ferry_event_create(group._c, C.byref(pointer))
         self._pointer: Optional[int] = pointer.value
@@ -138,7 +144,7 @@ class Event:
 
     def close(self) -> None:
         pointer, self._pointer = self._pointer, None
-        if pointer is not None:
+        if pointer is not None and self._held.pointer:
             lib.ferry_event_destroy(pointer)
 
     def _abandon(self, held: Any) -> None:

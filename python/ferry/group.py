@@ -37,7 +37,9 @@ class _Held:
         self.keep: List[Any] = []  # what calls on its streams may still look at
 
     def __del__(self) -> None:
-        self._destroy(self.pointer)
+        # The garbage collector may come here before a route or a stream of the same heap of garbage: they look at `pointer`.
+        pointer, self.pointer = self.pointer, 0
+        self._destroy(pointer)
 
 
 class Group:
@@ -247,7 +249,7 @@ class Group:
 
     def _retire(self, route: int, used: Set[int], captured: bool) -> None:
         """Frees a route when the streams that it was used on have passed it."""
-        if self._held is None or captured or self._capturing():
+        if self._held is None or not self._held.pointer or captured or self._capturing():
             return  # freed with the group: a graph that is replayed still uses it
         streams = [self._streams[p] for p in used if p in self._streams]
         busy = [s.record() for s in streams if not s.idle]

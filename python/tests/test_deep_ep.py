@@ -487,7 +487,7 @@ def elastic(env, expand, sync, alignment, fp8):
         else handle.recv_src_metadata[: len(arrived), 2:].flatten()
     )
     valid = valid[valid >= 0].long()
-    assert equal_bits((cached[0][0] if fp8 else cached[0])[valid], rows[valid])
+    assert torch.equal(bits(cached[0][0] if fp8 else cached[0])[valid], bits(rows)[valid])
     other = buffer.dispatch(sent, handle=handle, topk_weights=weights * 2, do_expand=expand)
     assert torch.equal(other[2][valid], 2 * rw[valid])
 

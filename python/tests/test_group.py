@@ -1,5 +1,6 @@
 """Groups: how ranks meet, what is said when something is wrong, who may wait for whom."""
 
+import gc
 import socket
 import threading
 import time
@@ -188,6 +189,17 @@ def test_closed_things_say_so():
             thing._c
     with raises(ferry.InvalidError, "closed"):
         g.barrier()
+
+
+def test_garbage_in_any_order():
+    """A group, its routes and streams in one cycle that only the garbage collector ends."""
+    for _ in range(5):
+        g = alone()
+        things = {"group": g, "routes": [g.route(np.zeros((1, 1), np.int64)) for _ in range(3)], "stream": g.stream()}
+        things["event"], things["view"] = things["stream"].record(), things["routes"][0].combine_buffer()
+        things["self"] = things
+        del g, things
+        gc.collect()
 
 
 def test_broadcast_and_allgather():

@@ -23,8 +23,8 @@ def init_dist(local_rank: int, num_local_ranks: int, seed: int = 0) -> Tuple[int
     )
     torch.manual_seed(seed + rank)
     torch.set_default_dtype(torch.bfloat16)
-    getattr(torch, "set_default_device")("cuda" if cards else "cpu")
     if cards:
+        getattr(torch, "set_default_device")("cuda")
         torch.cuda.set_device(local_rank % cards)
     return rank, ranks, dist.new_group(list(range(ranks)))
 
