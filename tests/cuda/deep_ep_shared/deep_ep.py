@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 import ferry.deep_ep
 
-_init, _set_device = dist.init_process_group, torch.cuda.set_device
+_init, _set_device, _gather = dist.init_process_group, torch.cuda.set_device, dist.all_gather_into_tensor
 
 
 def init_process_group(backend=None, device_id=None, **options):
@@ -21,5 +21,13 @@ def set_device(device):
     return _set_device(device % torch.cuda.device_count() if isinstance(device, int) else device)
 
 
+def all_gather_into_tensor(output_tensor, input_tensor, **options):
+    """gloo wants ranks one behind another in the first dimension; NCCL also takes them in a dimension of their own."""
+    if output_tensor.dim() > input_tensor.dim():
+        output_tensor = output_tensor.flatten(0, 1)
+    return _gather(output_tensor, input_tensor, **options)
+
+
 dist.init_process_group, torch.cuda.set_device = init_process_group, set_device
+dist.all_gather_into_tensor = all_gather_into_tensor
 sys.modules["deep_ep"] = ferry.deep_ep
