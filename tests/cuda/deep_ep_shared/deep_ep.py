@@ -10,7 +10,24 @@ import torch.distributed as dist
 
 import ferry.deep_ep
 
-_init, _set_device, _gather = dist.init_process_group, torch.cuda.set_device, dist.all_gather_into_tensor
+_init, _set_device = dist.init_process_group, torch.cuda.set_device
+
+
+def init_process_group(backend=None, device_id=None, **options):
+    return _init("gloo", **options)
+
+
+def set_device(device):
+    return _set_device(device % torch.cuda.device_count() if isinstance(device, int) else device)
+
+
+def all_gather_into_tensor(output_tensor, input_tensor, group=None, async_op=False):
+    """gloo's own wants ranks one behind another in the first dimension; NCCL's also takes them in a dimension of their own."""
+    ranks = dist.get_world_size(group)
+    return dist.all_gather(list(output_tensor.view(ranks, *input_tensor.shape).unbind()), input_tensor, group, async_op)
+
+
+dist.init_process_group, torch.cuda.set_device, dist.all_gather_into_tensor
 
 
 def init_process_group(backend=None, device_id=None, **options):
