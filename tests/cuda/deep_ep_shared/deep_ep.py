@@ -27,24 +27,6 @@ def all_gather_into_tensor(output_tensor, input_tensor, group=None, async_op=Fal
     return dist.all_gather(list(output_tensor.view(ranks, *input_tensor.shape).unbind()), input_tensor, group, async_op)
 
 
-dist.init_process_group, torch.cuda.set_device, dist.all_gather_into_tensor
-
-
-def init_process_group(backend=None, device_id=None, **options):
-    return _init("gloo", **options)
-
-
-def set_device(device):
-    return _set_device(device % torch.cuda.device_count() if isinstance(device, int) else device)
-
-
-def all_gather_into_tensor(output_tensor, input_tensor, **options):
-    """gloo wants ranks one behind another in the first dimension; NCCL also takes them in a dimension of their own."""
-    if output_tensor.dim() > input_tensor.dim():
-        output_tensor = output_tensor.flatten(0, 1)
-    return _gather(output_tensor, input_tensor, **options)
-
-
 dist.init_process_group, torch.cuda.set_device = init_process_group, set_device
 dist.all_gather_into_tensor = all_gather_into_tensor
 sys.modules["deep_ep"] = ferry.deep_ep
