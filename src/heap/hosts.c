@@ -94,6 +94,7 @@ ferry_status fe_hosts_find(fe_boot *boot, int rank, int ranks, fe_hosts *h) {
     int below;
     *h = (fe_hosts){.count = 1};
     FE_TRY(fe_env_number(FE_ENV_FERRY_HOSTS, 1, 1, FERRY_MAX_RANKS, &split));
+    if (ranks == 1) split = 1; /* nobody is far from oneself */
     address mine = own_address(split), *all = calloc((size_t)ranks, sizeof *all);
     int *work = calloc((size_t)ranks, sizeof *work);
     h->host_of = calloc((size_t)ranks, sizeof *h->host_of);

@@ -60,6 +60,14 @@ static weight accuse_far(const fe_watch *watch, int rank, char *text, size_t siz
     return lost ? GONE : BUSY;
 }
 
+/* The gateway's own note is missing too, and it is gone: it is named for itself. */
+static bool explained(const fe_watch *watch, int rank, uint64_t epoch, const uint64_t *seen) {
+    fate why;
+    if (fe_heap_near(watch->heap, rank)) return false;
+    int gateway = fe_hosts_gateway(&watch->heap->hosts, rank);
+    return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == GONE;
+}
+
 static weight accuse_near(const fe_watch *watch, int rank, uint64_t epoch, uint64_t seen, char *text, size_t size) {
     fate why;
     weight w = guilt(watch->heap, rank, &why);
@@ -75,7 +83,7 @@ ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t ep
     size_t used = 0;
     atomic_store(&fe_heap_control(heap, heap->rank)->failed, 1);
     for (int r = 0; r < heap->ranks; r++) {
-        if (seen[r] >= epoch) continue;
+        if (seen[r] >= epoch || explained(watch, r, epoch, seen)) continue;
         weight w = fe_heap_near(heap, r) ? accuse_near(watch, r, epoch, seen[r], text, sizeof text)
                                          : accuse_far(watch, r, text, sizeof text);
         if (w < most) continue;
