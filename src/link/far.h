@@ -26,6 +26,8 @@ ferry_status fe_far_tell(fe_far *far, int host, fe_kind kind, int half, uint64_t
 /* ---- the caller's: to any far rank. Any thread ---- */
 
 ferry_status fe_far_put(fe_far *far, int rank, uint64_t at, const void *from, size_t bytes);
+/* Without a copy: from this rank's own space, which stays untouched until fe_far_quiet. */
+ferry_status fe_far_put_own(fe_far *far, int rank, uint64_t at, uint64_t from, size_t bytes);
 ferry_status fe_far_get(fe_far *far, int rank, uint64_t at, void *to, size_t bytes);
 /* One word, after all puts so far of this rank; *old: what it held. */
 ferry_status fe_far_word(fe_far *far, int rank, fe_errand errand, uint64_t at, uint64_t value, uint64_t expected,

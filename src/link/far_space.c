@@ -74,6 +74,16 @@ ferry_status fe_far_put(fe_far *f, int rank, uint64_t at, const void *from, size
     return FERRY_OK;
 }
 
+ferry_status fe_far_put_own(fe_far *f, int rank, uint64_t at, uint64_t from, size_t bytes) {
+    fe_order order = {.peer = rank,
+                      .immediate = fe_immediate_pack(FE_CHUNK, FE_OF_PUTS, 0, f->heap->rank),
+                      .local = from,
+                      .remote = at,
+                      .bytes = bytes};
+    atomic_fetch_add(&f->puts[rank], 1);
+    return fe_far_submit(f, &order);
+}
+
 static ferry_status get_piece(fe_far *f, int rank, uint64_t at, char *to, size_t bytes) {
     const fe_heap *heap = f->heap;
     int i;
