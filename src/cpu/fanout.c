@@ -51,7 +51,8 @@ static void hand_on(const job *j, int source, const fe_record *r) {
 /* The first dispatch of a route keeps what combine needs; later ones bring the same. */
 static void keep(const job *j, int host, int64_t number, const fe_record *r) {
     if (j->far->kept_count[host] >= 0) return;
-    memcpy((void *)(uintptr_t)fe_record_kept(j->far, j->pass->route->shape.max_tokens, host, number), r, j->far->header);
+    memcpy((void *)(uintptr_t)fe_record_kept(j->far, j->pass->route->shape.max_tokens, host, number), r,
+           j->far->header);
 }
 
 static bool take_record(job *j, int64_t number) {
@@ -103,7 +104,8 @@ static void say_rows(const job *j) {
         if (fe_slots_fixed(&j->pass->route->shape)) hand_on_tails(j, h, source);
         if (j->far->kept_count[h] < 0) j->far->kept_count[h] = (int32_t)records_from(j, h);
         for (int i = 1; i <= j->far->hosts->each; i++) {
-            int owner = fe_hosts_rank(j->far->hosts, j->far->hosts->mine, (j->far->hosts->index + i) % j->far->hosts->each);
+            int owner =
+                fe_hosts_rank(j->far->hosts, j->far->hosts->mine, (j->far->hosts->index + i) % j->far->hosts->each);
             fe_link_signal_for(heap, source, owner, FE_ROWS, j->pass->half, nothing, j->pass->await.epoch);
         }
     }
@@ -112,7 +114,8 @@ static void say_rows(const job *j) {
 ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     job *j = fe_pool_own_bench(crew->pool);
-    *j = (job){.crew = crew, .pass = pass, .far = &pass->route->far, .stride = (size_t)pass->await.word[FE_LANDED_STRIDE]};
+    *j = (job){
+        .crew = crew, .pass = pass, .far = &pass->route->far, .stride = (size_t)pass->await.word[FE_LANDED_STRIDE]};
     for (int i = 0; i < heap->hosts.each; i++) {
         int r = fe_hosts_rank(&heap->hosts, heap->hosts.mine, i);
         j->target[r] = fe_target_read(heap, pass->half, r);

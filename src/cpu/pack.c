@@ -10,7 +10,8 @@ static uint64_t landing_of(const fe_pack *p) {
 
 void fe_cpu_tail(const fe_route_data *route, int rank, int32_t *tail) {
     const fe_shape *shape = &route->shape;
-    int first = fe_first_unit(shape, rank), units = shape->layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(shape->map, rank);
+    int first = fe_first_unit(shape, rank),
+        units = shape->layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(shape->map, rank);
     for (int u = 0; u < units; u++) tail[u] = route->scratch.keep[first + u];
 }
 
@@ -35,7 +36,8 @@ void fe_cpu_pack(const fe_pack *p, int64_t token, const char *row, const char *s
     for (int h = 0; h < p->far->hosts->count; h++) {
         int32_t number = p->far->record[(size_t)h * (size_t)route->shape.tokens + (size_t)token];
         if (number < 0 || h == p->far->hosts->mine) continue;
-        char *to = fe_near(heap, heap->rank, outbox_of(p, h) + p->far->boxes->tail_bytes + (uint64_t)number * p->stride);
+        char *to =
+            fe_near(heap, heap->rank, outbox_of(p, h) + p->far->boxes->tail_bytes + (uint64_t)number * p->stride);
         fe_record_write(&route->shape, &route->table, p->far, h, token, (fe_record *)(void *)to);
         p->crew->rows->copy(to + p->far->header, row, s->row_bytes);
         if (scales) memcpy(to + p->far->header + s->row_bytes, scales, s->scale_bytes);
@@ -59,7 +61,8 @@ ferry_status fe_cpu_push_records(const fe_pack *p, int64_t from, int64_t to) {
         int h = (p->far->hosts->mine + i) % p->far->hosts->count;
         int64_t first = 0, count = count_records(p, h, from, to, &first);
         if (!count) continue;
-        uint64_t begin = p->far->boxes->tail_bytes + (uint64_t)first * p->stride, end = begin + (uint64_t)count * p->stride;
+        uint64_t begin = p->far->boxes->tail_bytes + (uint64_t)first * p->stride,
+                 end = begin + (uint64_t)count * p->stride;
         if (tails && first == 0) begin = 0; /* the counts come with the first records */
         FE_TRY(fe_far_push(p->crew->engine->far, h, FE_LANDED, p->pass->half, outbox_of(p, h) + begin,
                            landing_of(p) + begin, end - begin));

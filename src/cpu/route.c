@@ -41,8 +41,7 @@ ferry_status fe_cpu_spread(const fe_crew *crew, const fe_pass *pass) {
     for (int r = 0; r < heap->ranks; r++)
         if (fe_heap_near(heap, r)) memcpy(fe_near(heap, r, at), pass->route->counts, bytes);
     for (int h = 0; crew->engine->far && h < heap->hosts.count; h++)
-        if (h != heap->hosts.mine)
-            FE_TRY(fe_far_push(crew->engine->far, h, FE_COUNTS, pass->half, at, at, bytes));
+        if (h != heap->hosts.mine) FE_TRY(fe_far_push(crew->engine->far, h, FE_COUNTS, pass->half, at, at, bytes));
     return FERRY_OK;
 }
 

@@ -1,9 +1,11 @@
 /* Dispatch, sending side: each row is read once and written once to each of its places, straight into the receivers' heaps. */
 #include "cpu/far.h"
 
-#define CHUNK    16     /* most tokens a worker takes at a time: small enough to even out unequal fans */
-#define NET_MOST 262144 /* bytes for one host that a worker takes at a time: a write over the network that is still in its cache, ... */
-#define NET_LEAST 65536 /* ... and at least so many, where there are: smaller writes cost the network more than they carry */
+#define CHUNK 16 /* most tokens a worker takes at a time: small enough to even out unequal fans */
+#define NET_MOST \
+    262144 /* bytes for one host that a worker takes at a time: a write over the network that is still in its cache, ... */
+#define NET_LEAST \
+    65536 /* ... and at least so many, where there are: smaller writes cost the network more than they carry */
 
 typedef struct job {
     const fe_crew *crew;

@@ -37,8 +37,8 @@ static const float *weights_of(const job *j, int64_t number, const fe_record *r)
     const fe_heap *heap = &j->crew->engine->heap;
     int topk = j->pass->route->shape.topk;
     if (!(j->wants & FE_WANTS_SENT)) return fe_record_weight(r, topk);
-    const float *sent = fe_near(heap, heap->rank,
-                                j->far->boxes->weights_in[j->pass->half] + (uint64_t)j->host * j->far->boxes->weight_bytes);
+    const float *sent = fe_near(
+        heap, heap->rank, j->far->boxes->weights_in[j->pass->half] + (uint64_t)j->host * j->far->boxes->weight_bytes);
     return sent + number * topk;
 }
 
@@ -83,8 +83,9 @@ static void work(void *context, int worker, int workers) {
         int64_t to = from + j->chunk < j->records ? from + j->chunk : j->records;
         for (int64_t i = from; i < to; i++) sum_record(j, i);
         uint64_t begin = (uint64_t)from * j->row_bytes;
-        ferry_status status = fe_far_push(j->crew->engine->far, j->host, FE_RETURNED, j->pass->half, sums_out(j) + begin,
-                                          sums_there(j) + begin, (uint64_t)(to - from) * j->row_bytes);
+        ferry_status status =
+            fe_far_push(j->crew->engine->far, j->host, FE_RETURNED, j->pass->half, sums_out(j) + begin,
+                        sums_there(j) + begin, (uint64_t)(to - from) * j->row_bytes);
         if (status == FERRY_OK) continue;
         atomic_store(&j->failed, (int)status);
         return;

@@ -94,9 +94,10 @@ typedef struct fe_gather { /* combine, offering side: rows from outside the heap
     const char *rows;
     int64_t row_stride;
     size_t row_bytes;
-    const char *weights;          /* NULL: none */
-    size_t weight_bytes;          /* a row's */
-    const float *far_weights; /* [tokens][topk]: the caller's for this combine, for those who sum on other hosts; NULL: none */
+    const char *weights; /* NULL: none */
+    size_t weight_bytes; /* a row's */
+    const float
+        *far_weights; /* [tokens][topk]: the caller's for this combine, for those who sum on other hosts; NULL: none */
     int64_t far_weight_row, far_weight_choice; /* elements */
     uint64_t rows_to, weights_to; /* heap offsets; rows_to 0: rows are in the heap already; likewise weights_to */
 } fe_gather;
@@ -134,8 +135,8 @@ typedef struct
     int owner;
     ferry_signal_op op;
     uint64_t signal_at, value;
-    int far_rank;    /* -1: near; else `to` (of a get: `from`) is far_at in that rank's space */
-    bool get;        /* far: which of the two */
+    int far_rank; /* -1: near; else `to` (of a get: `from`) is far_at in that rank's space */
+    bool get;     /* far: which of the two */
     uint64_t far_at;
 } fe_transfer;
 

@@ -176,14 +176,16 @@ static fe_pass send_pass(const plan *p) {
 }
 
 static fe_await await_offers(const plan *p) {
-    fe_await await = {.used = true, .kind = FE_OFFER, .half = p->half, .epoch = p->epoch, .same = 1u << FE_OFFER_FORMAT};
+    fe_await await = {
+        .used = true, .kind = FE_OFFER, .half = p->half, .epoch = p->epoch, .same = 1u << FE_OFFER_FORMAT};
     memcpy(await.word, p->word, sizeof p->word);
     return await;
 }
 
 /* Several hosts: sums what the ranks here hold of other hosts' tokens, and sends it to their owners. */
 static fe_pass sums_pass(const plan *p) {
-    fe_pass pass = {.half = p->half, .move = FE_MOVE_SUMS, .route = &p->r->data, .reduce = p->reduce, .explain = explain};
+    fe_pass pass = {
+        .half = p->half, .move = FE_MOVE_SUMS, .route = &p->r->data, .reduce = p->reduce, .explain = explain};
     snprintf(pass.step, sizeof pass.step, "combine %llu (sums)", (unsigned long long)p->epoch);
     pass.await = await_offers(p);
     return pass;
@@ -234,8 +236,10 @@ static ferry_status make_plan(ferry_route *r, const ferry_combine_in *in, const 
         return fe_fail(FERRY_INVALID,
                        "a combine in LATENCY mode needs a dispatch before it: the counts come with its rows");
     if (r->data.far.hosts && !r->dispatched)
-        return fe_fail(FERRY_INVALID, "a combine over several hosts needs a dispatch before it: each host sums by the choices that came "
-                                      "with the tokens");
+        return fe_fail(
+            FERRY_INVALID,
+            "a combine over several hosts needs a dispatch before it: each host sums by the choices that came "
+            "with the tokens");
     *p = (plan){.r = r, .epoch = r->group->combines + 1};
     p->half = (int)(p->epoch & 1);
     FE_TRY(fe_flight_free(&r->group->combine[p->half], "combine"));

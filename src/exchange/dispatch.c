@@ -252,14 +252,20 @@ static fe_pass send_pass(const plan *p) {
 
 static ferry_status explain_landed(const char *step, int rank, const uint64_t *ours, int other,
                                    const uint64_t *theirs) {
-    return fe_fail(FERRY_MISMATCH, "%s: tokens from other hosts have %llu bytes, %llu before the row, on rank %d; %llu and %llu on rank %d",
-                   step, (unsigned long long)ours[FE_LANDED_STRIDE], (unsigned long long)ours[FE_LANDED_HEADER], rank,
-                   (unsigned long long)theirs[FE_LANDED_STRIDE], (unsigned long long)theirs[FE_LANDED_HEADER], other);
+    return fe_fail(
+        FERRY_MISMATCH,
+        "%s: tokens from other hosts have %llu bytes, %llu before the row, on rank %d; %llu and %llu on rank %d", step,
+        (unsigned long long)ours[FE_LANDED_STRIDE], (unsigned long long)ours[FE_LANDED_HEADER], rank,
+        (unsigned long long)theirs[FE_LANDED_STRIDE], (unsigned long long)theirs[FE_LANDED_HEADER], other);
 }
 
 /* Several hosts: hands on what came from the others, before this rank's own receive, which waits for what its gateways hand on. */
 static fe_pass fanout_pass(const plan *p) {
-    fe_pass pass = {.half = p->half, .move = FE_MOVE_FANOUT, .route = &p->r->data, .scatter = p->scatter, .explain = explain_landed};
+    fe_pass pass = {.half = p->half,
+                    .move = FE_MOVE_FANOUT,
+                    .route = &p->r->data,
+                    .scatter = p->scatter,
+                    .explain = explain_landed};
     snprintf(pass.step, sizeof pass.step, "dispatch %llu (fan out)", (unsigned long long)p->epoch);
     pass.await = (fe_await){.used = true,
                             .kind = FE_LANDED,
@@ -284,7 +290,8 @@ static fe_pass recv_pass(const plan *p) {
 static bool fits_one_pass(const plan *p) {
     const fe_deliver *d = &p->deliver;
     bool pads = p->r->data.shape.layout == FERRY_LAYOUT_EXPERT && (d->topk || d->zero_padding);
-    return !p->r->data.far.hosts && !pads && !d->rows_to && !d->scales_to && !d->source_to && !d->ids_to && !d->weights_to;
+    return !p->r->data.far.hosts && !pads && !d->rows_to && !d->scales_to && !d->source_to && !d->ids_to &&
+           !d->weights_to;
 }
 
 static fe_pass whole_pass(const plan *p) {

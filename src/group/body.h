@@ -8,7 +8,8 @@
 /* Offsets from the beginning of the heap, once fe_body_move has added the body's. */
 /* What crosses to and from other hosts: for each of them a box, in this order of hosts (this rank's own is unused and never touched). */
 typedef struct fe_boxes {
-    size_t outbox[2], landing[2];         /* tail counts, then records (route/record.h): from this rank, for this rank to hand on */
+    size_t outbox[2],
+        landing[2]; /* tail counts, then records (route/record.h): from this rank, for this rank to hand on */
     size_t sums_out[2], sums_in[2];       /* combine: summed rows, then the weights that they bring back */
     size_t weights_out[2], weights_in[2]; /* combine: an owner's weights */
     size_t tail_bytes, box_bytes, sum_weights_at, sum_bytes, weight_bytes;

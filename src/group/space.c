@@ -93,12 +93,7 @@ ferry_status ferry_put_signal(ferry_group *g, void *symmetric, const void *sourc
     if (bytes && !source) return fe_fail(FERRY_INVALID, "%s: source is NULL", call);
     if (op != FERRY_SIGNAL_SET && op != FERRY_SIGNAL_ADD)
         return fe_fail(FERRY_INVALID, "%s: op is %d, which is no ferry_signal_op", call, (int)op);
-    fe_transfer t = {.from = source,
-                     .bytes = bytes,
-                     .owner = rank,
-                     .op = op,
-                     .signal_at = signal_at,
-                     .value = value};
+    fe_transfer t = {.from = source, .bytes = bytes, .owner = rank, .op = op, .signal_at = signal_at, .value = value};
     t.to = place_of(g, rank, at, &t);
     return transfer(g, &t, stream, call);
 }

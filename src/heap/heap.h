@@ -113,7 +113,8 @@ static inline bool fe_heap_hears(const fe_heap *heap, fe_kind kind, int source) 
     bool near = fe_heap_near(heap, source), column = heap->hosts.index_of[source] == heap->hosts.index;
     switch (fe_reach_of(kind)) {
     case FE_REACH_ALL: return true;
-    case FE_REACH_NEAR: return near || kind == FE_ROWS; /* a far rank's is said here by the gateway that fans out for it */
+    case FE_REACH_NEAR:
+        return near || kind == FE_ROWS; /* a far rank's is said here by the gateway that fans out for it */
     case FE_REACH_COLUMN: return !near && column;
     }
     return true;

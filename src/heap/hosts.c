@@ -57,8 +57,10 @@ static ferry_status number_hosts(const address *all, int ranks, fe_hosts *h, int
             return fe_fail(FERRY_MISMATCH, "FERRY_HOSTS is %lld on rank %d, %lld on rank 0", (long long)all[r].split, r,
                            (long long)split);
         if (count % split != 0)
-            return fe_fail(FERRY_UNSUPPORTED, "FERRY_HOSTS=%lld: the %d ranks of rank %d's machine do not divide into %lld hosts of equal size",
-                           (long long)split, count, r, (long long)split);
+            return fe_fail(
+                FERRY_UNSUPPORTED,
+                "FERRY_HOSTS=%lld: the %d ranks of rank %d's machine do not divide into %lld hosts of equal size",
+                (long long)split, count, r, (long long)split);
         piece[r] = (int)(below / (count / split));
         h->host_of[r] = -1;
         for (int i = 0; i < r && h->host_of[r] < 0; i++)

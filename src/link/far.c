@@ -50,8 +50,8 @@ static ferry_status make_tables(fe_far *f) {
     f->inbox.stop = take_abort;
     f->inbox.context = f;
     bool inbox = fe_inbox_open(&f->inbox), ring = fe_ring_open(&f->ring, FE_ORDERS);
-    if (!inbox || !ring || !f->chunks || !f->puts || !f->flushed || !f->bytes || !f->answered || !f->asked || !f->lost ||
-        !f->why || !f->slots)
+    if (!inbox || !ring || !f->chunks || !f->puts || !f->flushed || !f->bytes || !f->answered || !f->asked ||
+        !f->lost || !f->why || !f->slots)
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the network to %d ranks", heap->rank, heap->ranks);
     for (int i = 0; i < FE_ORDERS; i++) {
         f->slots[i].next = f->free_slot;

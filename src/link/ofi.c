@@ -61,7 +61,8 @@ static ferry_status load_library(void) {
     const char *path = fe_env_text(FE_ENV_FERRY_FABRIC_LIBRARY);
     if (lib.handle) return FERRY_OK;
     void *handle = dlopen(path ? path : "libfabric.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (!handle) return fe_fail(FERRY_UNSUPPORTED, "several hosts need libfabric, which cannot be loaded: %s", dlerror());
+    if (!handle)
+        return fe_fail(FERRY_UNSUPPORTED, "several hosts need libfabric, which cannot be loaded: %s", dlerror());
     for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
         *symbols[i].to = dlsym(handle, symbols[i].name);
         if (*symbols[i].to) continue;
@@ -144,8 +145,8 @@ static int open_queues(fe_ofi *o) {
 
 static int share_memory(fe_ofi *o, size_t bytes, uint64_t *key) {
     int mode = o->info->domain_attr->mr_mode;
-    int error = fi_mr_reg(o->domain, o->memory, bytes, FI_WRITE | FI_READ | FI_REMOTE_WRITE | FI_REMOTE_READ, 0, *key, 0,
-                          &o->mr, NULL);
+    int error = fi_mr_reg(o->domain, o->memory, bytes, FI_WRITE | FI_READ | FI_REMOTE_WRITE | FI_REMOTE_READ, 0, *key,
+                          0, &o->mr, NULL);
     if (!error && mode & FI_MR_ENDPOINT) error = fi_mr_bind(o->mr, &o->ep->fid, 0);
     if (!error && mode & FI_MR_ENDPOINT) error = fi_mr_enable(o->mr);
     if (error) return error;
@@ -212,10 +213,12 @@ ferry_status fe_ofi_meet(fe_ofi *o, const fe_ofi_card *cards, int ranks) {
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the addresses of %d ranks", o->rank, ranks);
     for (int r = 0; r < ranks; r++) {
         if (strncmp(cards[r].provider, cards[o->rank].provider, sizeof cards[r].provider) != 0)
-            return fe_fail(FERRY_MISMATCH, "libfabric's provider is %.31s on rank %d, %.31s on rank %d: set FERRY_FABRIC",
+            return fe_fail(FERRY_MISMATCH,
+                           "libfabric's provider is %.31s on rank %d, %.31s on rank %d: set FERRY_FABRIC",
                            cards[r].provider, r, cards[o->rank].provider, o->rank);
         int added = fi_av_insert(o->av, cards[r].name, 1, &o->peer[r], 0, NULL);
-        if (added != 1) return fe_fail(FERRY_SYSTEM, "rank %d: libfabric does not take the address of rank %d", o->rank, r);
+        if (added != 1)
+            return fe_fail(FERRY_SYSTEM, "rank %d: libfabric does not take the address of rank %d", o->rank, r);
         o->key[r] = cards[r].key;
         o->base[r] = cards[r].base;
         o->peer_tag[r] = cards[r].tag;
@@ -262,8 +265,8 @@ int fe_ofi_write(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t by
 }
 
 int fe_ofi_read(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t bytes, void *context) {
-    ssize_t result = fi_read(o->ep, o->memory + local, bytes, o->desc, o->peer[peer], o->base[peer] + remote,
-                             o->key[peer], context);
+    ssize_t result =
+        fi_read(o->ep, o->memory + local, bytes, o->desc, o->peer[peer], o->base[peer] + remote, o->key[peer], context);
     return result == -FI_EAGAIN ? 1 : (int)result;
 }
 
@@ -298,8 +301,10 @@ int fe_ofi_poll_arrived(fe_ofi *o, uint32_t *immediate, int most) {
     struct fi_cq_err_entry wrong;
     int count = 0;
     ssize_t n = fi_cq_read(o->arrived, entry, (size_t)(most < 32 ? most : 32));
-    if (n == -FI_EAVAIL) { /* a connection that broke, or a stranger's: nothing that this rank waits for by its context */
-        if (read_error(o, o->arrived, &wrong)) fe_log(FE_WARN, FE_MOVE, "rank %d: arrival failed: %s", o->rank, o->text);
+    if (n ==
+        -FI_EAVAIL) { /* a connection that broke, or a stranger's: nothing that this rank waits for by its context */
+        if (read_error(o, o->arrived, &wrong))
+            fe_log(FE_WARN, FE_MOVE, "rank %d: arrival failed: %s", o->rank, o->text);
         return 0;
     }
     if (n == -FI_EAGAIN) return 0;
@@ -310,7 +315,8 @@ int fe_ofi_poll_arrived(fe_ofi *o, uint32_t *immediate, int most) {
     for (ssize_t i = 0; i < n; i++) {
         if (!(entry[i].flags & FI_REMOTE_CQ_DATA)) continue;
         uint32_t low = (uint32_t)entry[i].data;
-        if (o->wide && (uint32_t)(entry[i].data >> 32) != o->tag) low = 0; /* no such arrival: it is refused by whoever reads */
+        if (o->wide && (uint32_t)(entry[i].data >> 32) != o->tag)
+            low = 0; /* no such arrival: it is refused by whoever reads */
         immediate[count++] = low;
     }
     return count;

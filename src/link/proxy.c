@@ -5,12 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define BUSY_NS   200000    /* yields this long after the last work, whatever anybody waits for */
-#define HOPE_NS   20000000  /* and this long while a rank of the host waits, or something is under way */
-#define NAP_NS    100000    /* then sleeps: so long at a time, */
-#define SLEEP_NS  1000000   /* or so long after a tenth of a second without work; orders wake it */
-#define DRAIN_NS  300000000 /* for what was ordered, when the group is left */
-#define BYE_NS    500000000 /* for the column's good-byes: a connection that closes with unread data loses what it sent */
+#define BUSY_NS  200000    /* yields this long after the last work, whatever anybody waits for */
+#define HOPE_NS  20000000  /* and this long while a rank of the host waits, or something is under way */
+#define NAP_NS   100000    /* then sleeps: so long at a time, */
+#define SLEEP_NS 1000000   /* or so long after a tenth of a second without work; orders wake it */
+#define DRAIN_NS 300000000 /* for what was ordered, when the group is left */
+#define BYE_NS   500000000 /* for the column's good-byes: a connection that closes with unread data loses what it sent */
 
 /* ---- trouble ---- */
 
@@ -45,9 +45,9 @@ static bool give(fe_far *f, const fe_order *order) {
     fe_under_way *u = f->free_slot;
     if (!u) return false;
     u->order = *order;
-    int result = order->read ? fe_ofi_read(f->ofi, order->peer, order->local, order->remote, order->bytes, u)
-                             : fe_ofi_write(f->ofi, order->peer, order->local, order->remote, order->bytes,
-                                            order->immediate, u);
+    int result =
+        order->read ? fe_ofi_read(f->ofi, order->peer, order->local, order->remote, order->bytes, u)
+                    : fe_ofi_write(f->ofi, order->peer, order->local, order->remote, order->bytes, order->immediate, u);
     if (result > 0) return false;
     if (result < 0) {
         lose(f, order->peer, fe_ofi_text(f->ofi, result));
@@ -205,8 +205,7 @@ static void work_until(fe_far *f, int64_t ns, bool (*over)(const fe_far *f)) {
 
 static bool all_given(const fe_far *f) {
     const fe_ring *ring = &f->ring;
-    return !f->under_way && !f->held_count &&
-           atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
+    return !f->under_way && !f->held_count && atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
 }
 
 static bool column_gone(const fe_far *f) {

@@ -48,8 +48,8 @@ struct fe_far {
     _Atomic uint32_t bounce[FE_BOUNCES];
     _Atomic uint8_t *lost; /* [ranks] its connection is given up */
     pthread_mutex_t lock;  /* of why and first_lost */
-    char (*why)[160];     /* [ranks] what the network said of it; "": nothing */
-    int first_lost;       /* -1: none */
+    char (*why)[160];      /* [ranks] what the network said of it; "": nothing */
+    int first_lost;        /* -1: none */
 };
 
 /* The thread's function. */

@@ -14,7 +14,8 @@ typedef struct fe_order {
     uint32_t immediate;     /* 0: none */
     uint64_t local, remote; /* offsets in the two spaces */
     size_t bytes;
-    _Atomic uint32_t *done; /* becomes `then` when it is complete, `then` + FE_FAILED when it failed; NULL: nobody asks */
+    _Atomic uint32_t
+        *done; /* becomes `then` when it is complete, `then` + FE_FAILED when it failed; NULL: nobody asks */
     uint32_t then;
 } fe_order;
 

@@ -10,7 +10,7 @@
 typedef struct fe_letter {
     uint64_t epoch;
     uint64_t word[FE_CELL_WORDS];
-    uint64_t chunks;                /* of this kind and half that the sayer has written to this rank, since the group began */
+    uint64_t chunks; /* of this kind and half that the sayer has written to this rank, since the group began */
     uint64_t relay_at, relay_bytes; /* what came with it and is to be at the same place of all ranks of the host */
     uint64_t spare[5];
 } fe_letter;

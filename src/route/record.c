@@ -33,8 +33,7 @@ void fe_record_write(const fe_shape *shape, const fe_table *table, const fe_far_
         home_to[k] = there ? home[k] : -1;
         slot_to[k] = there ? slot[k] : -1;
     }
-    if (table->weights)
-        memcpy(fe_record_weight(r, topk), table->weights + token * topk, (size_t)topk * sizeof(float));
+    if (table->weights) memcpy(fe_record_weight(r, topk), table->weights + token * topk, (size_t)topk * sizeof(float));
 }
 
 bool fe_record_sound(const fe_shape *shape, const fe_far_route *far, const fe_record *r) {

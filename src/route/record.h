@@ -6,7 +6,8 @@
 #include "heap/hosts.h"
 #include "route/route.h"
 
-typedef struct fe_record { /* the header; then order[topk] bytes, and home, slot and (with weights) weight, [topk] words each */
+typedef struct
+    fe_record { /* the header; then order[topk] bytes, and home, slot and (with weights) weight, [topk] words each */
     int32_t token, fan;
 } fe_record;
 
@@ -18,8 +19,8 @@ typedef struct fe_far_route {
     size_t header;                /* bytes */
     int32_t *record;              /* [hosts][tokens] number of the token's record for that host; -1: it has none */
     int32_t *records;             /* [hosts] */
-    char *kept;                   /* [hosts][max_tokens] headers that came from this rank's column: combine sums by them */
-    int32_t *kept_count;          /* [hosts]; -1: nothing was dispatched yet */
+    char *kept;          /* [hosts][max_tokens] headers that came from this rank's column: combine sums by them */
+    int32_t *kept_count; /* [hosts]; -1: nothing was dispatched yet */
 } fe_far_route;
 
 static inline size_t fe_record_order_bytes(int topk) {
@@ -46,7 +47,8 @@ static inline float *fe_record_weight(const fe_record *r, int topk) {
     return (float *)(void *)(fe_record_slot(r, topk) + topk);
 }
 static inline const fe_record *fe_record_kept(const fe_far_route *f, int max_tokens, int host, int64_t number) {
-    return (const fe_record *)(const void *)(f->kept + ((size_t)host * (size_t)max_tokens + (size_t)number) * f->header);
+    return (const fe_record *)(const void *)(f->kept +
+                                             ((size_t)host * (size_t)max_tokens + (size_t)number) * f->header);
 }
 
 /* Numbers the records, from slots that are placed. */

@@ -8,7 +8,8 @@ ferry_status fe_watch_init(fe_watch *watch, const fe_heap *heap, int timeout_ms)
     /* Spinning pays only while the rank waited for has a core of its own. With more ranks than cores it costs a scheduler
      * slice (8 to 16 ms, measured) a flag, yielding 1 to 3 us. */
     int64_t spin;
-    int threads = heap->near_ranks * (heap->hosts.count > 1 ? 2 : 1); /* with several hosts each has a proxy that polls */
+    int threads =
+        heap->near_ranks * (heap->hosts.count > 1 ? 2 : 1); /* with several hosts each has a proxy that polls */
     FE_TRY(fe_env_number(FE_ENV_FERRY_SPIN, threads > fe_cores() ? 0 : 100, 0, 1000000, &spin));
     *watch = (fe_watch){.heap = heap, .timeout_ns = (int64_t)timeout_ms * 1000000, .spin = (int)spin};
     return FERRY_OK;

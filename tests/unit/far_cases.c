@@ -30,7 +30,13 @@ static void lay_out(far_case *c) {
         c->rank_at[r] = r;
     }
     *h = (fe_heap){.rank = 1, .ranks = 4, .base = c->base, .space = c->space};
-    h->hosts = (fe_hosts){.count = 2, .each = 2, .mine = 0, .index = 1, .host_of = c->host_of, .index_of = c->index_of, .rank_at = c->rank_at};
+    h->hosts = (fe_hosts){.count = 2,
+                          .each = 2,
+                          .mine = 0,
+                          .index = 1,
+                          .host_of = c->host_of,
+                          .index_of = c->index_of,
+                          .rank_at = c->rank_at};
     h->far_bytes = fe_room_bytes(h);
     h->scratch_at = (size_t)FE_KINDS * 2 * 4 * sizeof(fe_cell);
     h->far_at = h->scratch_at + 2 * FE_SCRATCH;
@@ -51,7 +57,8 @@ far_case *far_case_new(void) {
         c->base[r] = (char *)c->memory + (size_t)r * each;
         c->space[r] = c->base[r] + control;
     }
-    c->inbox = (fe_inbox){.heap = &c->heap, .tag = FAR_TAG, .reply = reply, .answered = answered, .stop = stop, .context = c};
+    c->inbox =
+        (fe_inbox){.heap = &c->heap, .tag = FAR_TAG, .reply = reply, .answered = answered, .stop = stop, .context = c};
     if (c->memory && fe_inbox_open(&c->inbox)) return c;
     far_case_free(c);
     return NULL;

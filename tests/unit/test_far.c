@@ -19,7 +19,8 @@ static void test_immediate(void **state) {
         for (int kind = 0; kind < 16; kind++)
             for (int source = 0; source < FERRY_MAX_RANKS; source += 341) {
                 fe_immediate i;
-                uint32_t said = fe_immediate_tag(fe_immediate_pack((fe_arrival)what, kind, source & 1, source), 0xabcd1234);
+                uint32_t said =
+                    fe_immediate_tag(fe_immediate_pack((fe_arrival)what, kind, source & 1, source), 0xabcd1234);
                 bool known = kind < FE_KINDS || kind == FE_OF_PUTS;
                 assert_int_equal(fe_immediate_unpack(said, 0xabcd1234, &i), known);
                 assert_int_equal(i.what, what);
@@ -134,23 +135,23 @@ static void test_nonsense_is_refused(void **state) {
     (void)state;
     far_case *c = far_case_new();
     assert_non_null(c);
-    assert_false(say(c, FE_LETTER, FE_READY, 1, 0));      /* a near rank's */
-    assert_false(say(c, FE_LETTER, FE_READY, 1, 2));      /* another column's */
-    assert_false(say(c, FE_LETTER, FE_READY, 1, 900));    /* nobody's */
-    assert_false(say(c, FE_LETTER, FE_OF_PUTS, 0, 3));    /* no kind */
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 0));   /* a near rank's */
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 2));   /* another column's */
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 900)); /* nobody's */
+    assert_false(say(c, FE_LETTER, FE_OF_PUTS, 0, 3)); /* no kind */
     *far_case_letter(c, FE_READY, 1) = (fe_letter){.epoch = 2};
-    assert_false(say(c, FE_LETTER, FE_READY, 1, 3));      /* in the wrong half */
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 3)); /* in the wrong half */
     *far_case_letter(c, FE_ROWS, 1) = (fe_letter){.epoch = 1};
-    assert_false(say(c, FE_LETTER, FE_ROWS, 1, 3));       /* gateways say that */
+    assert_false(say(c, FE_LETTER, FE_ROWS, 1, 3)); /* gateways say that */
     *far_case_letter(c, FE_READY, 1) = (fe_letter){.epoch = 3, .relay_at = c->heap.body_at, .relay_bytes = 8};
-    assert_false(say(c, FE_LETTER, FE_READY, 1, 3));      /* brings nothing along */
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 3)); /* brings nothing along */
     *far_case_letter(c, FE_COUNTS, 1) = (fe_letter){.epoch = 1, .relay_at = c->heap.user_at - 8, .relay_bytes = 16};
-    assert_false(say(c, FE_LETTER, FE_COUNTS, 1, 3));     /* leaves the body */
+    assert_false(say(c, FE_LETTER, FE_COUNTS, 1, 3)); /* leaves the body */
     *far_case_letter(c, FE_COUNTS, 1) = (fe_letter){.epoch = 1, .relay_at = UINT64_MAX - 4, .relay_bytes = 16};
     assert_false(say(c, FE_LETTER, FE_COUNTS, 1, 3));
     *far_case_letter(c, FE_READY, 1) = (fe_letter){.epoch = 3};
     assert_true(say(c, FE_LETTER, FE_READY, 1, 3));
-    assert_false(say(c, FE_LETTER, FE_READY, 1, 3));      /* the same once more */
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 3)); /* the same once more */
     assert_int_equal(seen(c, 1, FE_READY, 1, 3), 3);
     far_case_free(c);
 }
@@ -169,7 +170,8 @@ static void test_mail(void **state) {
     assert_int_equal(c->reply.number, 5);
     assert_int_equal(c->reply.old, 40);
     assert_int_equal(*word, 42);
-    *far_case_mail(c, 2) = (fe_mail){.number = 6, .errand = FE_SWAP, .at = c->heap.user_at + 16, .value = 1, .expected = 42};
+    *far_case_mail(c, 2) =
+        (fe_mail){.number = 6, .errand = FE_SWAP, .at = c->heap.user_at + 16, .value = 1, .expected = 42};
     assert_true(say(c, FE_MAIL, 0, 0, 2));
     assert_int_equal(*word, 1);
     const uint64_t wrong[] = {0, c->heap.body_at - 8, c->heap.user_at + 4, c->heap.space_bytes, UINT64_MAX - 7};

@@ -1,6 +1,6 @@
 /* ferry bench: the options, and the order of things. */
-#include "base/env.h"
 #include "bench.h"
+#include "base/env.h"
 #include "hardware.h"
 #include "options.h"
 #include <stdio.h>
@@ -41,7 +41,8 @@ static const char notes[] =
     "Several hosts (FERRY_HOSTS=n splits the ranks over n pretend ones)\n"
     "  on the wire: bytes that one dispatch writes to other hosts, notes and headers included, for each token that it "
     "sends;\n"
-    "  rows: other hosts where a token has a place, on average: each such row crosses once. Bare writes: 1 MiB each, from "
+    "  rows: other hosts where a token has a place, on average: each such row crosses once. Bare writes: 1 MiB each, "
+    "from "
     "every\n"
     "  rank to its partner on the next host, all at once, by libfabric alone; 'of them' is the time that a step's rows "
     "would\n"

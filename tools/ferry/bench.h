@@ -37,11 +37,12 @@ typedef struct fe_bench_options {
 
 typedef struct fe_bench_shared { /* what ranks tell the parent */
     double flag_rtt_us;
-    double wire_bytes[FE_RANKS_MAX]; /* several hosts: that a dispatch sends to other hosts, by rank, everything counted */
-    double wire_rate;                /* bytes a second of bare writes between two ranks, all ranks at once; 0: one host */
-    double copy_rate; /* GPU: bytes read and written a second by a copy inside its memory; 0: not known */
-    double link_rate; /* bytes a second from every GPU to another; 0: there is one */
-    int gpus;         /* ranks take turns over them */
+    double
+        wire_bytes[FE_RANKS_MAX]; /* several hosts: that a dispatch sends to other hosts, by rank, everything counted */
+    double wire_rate;             /* bytes a second of bare writes between two ranks, all ranks at once; 0: one host */
+    double copy_rate;             /* GPU: bytes read and written a second by a copy inside its memory; 0: not known */
+    double link_rate;             /* bytes a second from every GPU to another; 0: there is one */
+    int gpus;                     /* ranks take turns over them */
     _Alignas(64) _Atomic uint32_t ping;
     _Alignas(64) _Atomic uint32_t pong;
     char check[FE_RANKS_MAX][FE_BENCH_SAY]; /* "" : equal to the oracle */

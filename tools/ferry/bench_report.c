@@ -179,8 +179,8 @@ static double of_wire(const fe_bench *b, fe_measure m) {
 
 static void print_wire(const fe_bench *b) {
     wire w = count_wire(b);
-    printf("\n%d hosts of %d ranks: %.0f bytes on the wire for each token, %.3f rows of %zu and %.1f%% beside them", b->hosts,
-           b->o.ranks / b->hosts, w.bytes, w.rows, b->row_bytes + b->scale_bytes, 100 * w.overhead);
+    printf("\n%d hosts of %d ranks: %.0f bytes on the wire for each token, %.3f rows of %zu and %.1f%% beside them",
+           b->hosts, b->o.ranks / b->hosts, w.bytes, w.rows, b->row_bytes + b->scale_bytes, 100 * w.overhead);
     printf("\nbare writes of 1 MiB: %.2f GB/s out of each rank; dispatch reaches %.0f%% of them, combine %.0f%%",
            b->shared->wire_rate / 1e9, 100 * of_wire(b, FE_M_DISPATCH), 100 * of_wire(b, FE_M_COMBINE));
 }
