@@ -15,6 +15,12 @@
     X(FERRY_DEBUG, "", "log level: WARN, INFO or TRACE; unset: silent")                                               \
     X(FERRY_DEBUG_FILE, "stderr", "where the log goes; %h becomes the host name, %p the process id")                  \
     X(FERRY_DEBUG_SUBSYS, "ALL", "comma list of INIT, BOOT, HEAP, ROUTE, MOVE, ENV; ^ before the list excludes")      \
+    X(FERRY_FABRIC, "auto",                                                                                           \
+      "libfabric provider between hosts; auto: efa or verbs;ofi_rxm with a device, else tcp;ofi_rxm")                 \
+    X(FERRY_FABRIC_ADDRESS, "auto",                                                                                   \
+      "address of this rank's network endpoint; auto: loopback, or what reaches FERRY_BOOT")                          \
+    X(FERRY_FABRIC_LIBRARY, "libfabric.so.1", "path of libfabric, loaded when a group has several hosts")             \
+    X(FERRY_HOSTS, "1", "splits the ranks of a machine into that many pretend hosts, to run the far path on it")      \
     X(FERRY_LOCAL_RANK, "", "set by ferry run: this rank among those of its host; the library does not read it")      \
     X(FERRY_LOCAL_RANKS, "", "set by ferry run: the ranks of this host; the library does not read it")                \
     X(FERRY_NT_BYTES, "auto", "a dispatch that moves more bytes than this uses non-temporal stores; auto: the cache") \

@@ -7,9 +7,11 @@
 #include "boot/place.h"
 
 #include <errno.h>
+#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 
 #define GRACE_NS 700000000 /* the hub speaks first when a deadline passes, since it knows who is missing */
 
@@ -193,6 +195,15 @@ ferry_status fe_boot_allgather(fe_boot *b, const void *mine, void *all, size_t b
     b->failed = (b->allgather ? gather_by_caller : gather_by_hub)(b, mine, all, bytes);
     if (b->failed != FERRY_OK) snprintf(b->why, sizeof b->why, "%s", ferry_last_error());
     return b->failed;
+}
+
+void fe_boot_address(const fe_boot *b, char address[FE_BOOT_ADDRESS]) {
+    struct sockaddr_storage own;
+    socklen_t size = sizeof own;
+    address[0] = '\0';
+    if (b->fd < 0 || getsockname(b->fd, (struct sockaddr *)&own, &size) != 0) return;
+    if (getnameinfo((struct sockaddr *)&own, size, address, FE_BOOT_ADDRESS, NULL, 0, NI_NUMERICHOST) != 0)
+        address[0] = '\0';
 }
 
 void fe_boot_leave(fe_boot *b) {

@@ -27,6 +27,10 @@ ferry_status fe_boot_environment(const fe_launch *launch, int timeout_ms, fe_boo
 #define FE_BOOT_MAX 65536
 ferry_status fe_boot_allgather(fe_boot *boot, const void *mine, void *all, size_t bytes);
 
+/* The numeric address that this rank is reached at by whoever reaches the meeting place; "" where the caller meets by himself. */
+#define FE_BOOT_ADDRESS 64
+void fe_boot_address(const fe_boot *boot, char address[FE_BOOT_ADDRESS]);
+
 /* Leaves; never waits for others. NULL is allowed. */
 void fe_boot_leave(fe_boot *boot);
 

@@ -22,17 +22,25 @@ typedef struct fe_crew {
 
 /* The moves. */
 ferry_status fe_cpu_count(const fe_crew *crew, const fe_pass *pass);
-void fe_cpu_spread(const fe_crew *crew, const fe_pass *pass);
+ferry_status fe_cpu_spread(const fe_crew *crew, const fe_pass *pass);
 ferry_status fe_cpu_place(const fe_crew *crew, const fe_pass *pass);
-void fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass);
+ferry_status fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass);
 void fe_cpu_deliver(const fe_crew *crew, const fe_pass *pass);
 void fe_cpu_gather(const fe_crew *crew, const fe_pass *pass);
 void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass);
-void fe_cpu_publish(const fe_crew *crew, const fe_pass *pass);
+ferry_status fe_cpu_publish(const fe_crew *crew, const fe_pass *pass);
 void fe_cpu_collect(const fe_crew *crew, const fe_pass *pass);
-void fe_cpu_transfer(const fe_crew *crew, const fe_pass *pass);
+ferry_status fe_cpu_transfer(const fe_crew *crew, const fe_pass *pass);
 ferry_status fe_cpu_until(const fe_crew *crew, const fe_pass *pass);
-void fe_cpu_atomic(const fe_crew *crew, const fe_pass *pass);
+ferry_status fe_cpu_atomic(const fe_crew *crew, const fe_pass *pass);
+
+/* Over several hosts. */
+ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass);
+ferry_status fe_cpu_sums(const fe_crew *crew, const fe_pass *pass);
+ferry_status fe_cpu_send_weights(const fe_crew *crew, const fe_pass *pass);
+
+/* Where a rank's row of counts lies in every space. */
+void fe_cpu_counts_place(const fe_pass *pass, int rank, uint64_t *at, size_t *bytes);
 
 /* Runs one pass unless the group has failed, and breaks it when the pass fails for good. */
 ferry_status fe_cpu_pass(const fe_crew *crew, const fe_pass *pass);

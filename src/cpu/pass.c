@@ -3,11 +3,26 @@
 
 #include <fenv.h>
 
-static void tell_all(const fe_heap *heap, const fe_note *note) {
-    if (!note->used) return;
+/* To other hosts first: that takes longest, and the proxy does it beside. */
+static ferry_status tell_far(const fe_engine *engine, const fe_pass *pass, const fe_note *note) {
+    uint64_t at = 0;
+    size_t bytes = 0;
+    if (!engine->far || fe_reach_of(note->kind) == FE_REACH_NEAR) return FERRY_OK;
+    if (note->kind == FE_MEET) FE_TRY(fe_far_quiet(engine->far)); /* who has met sees what was put before */
+    if (note->kind == FE_COUNTS) fe_cpu_counts_place(pass, engine->heap.rank, &at, &bytes);
+    return fe_far_tell(engine->far, -1, note->kind, note->half, note->epoch, note->word, at, bytes);
+}
+
+static ferry_status tell_all(const fe_engine *engine, const fe_pass *pass, const fe_note *note) {
+    const fe_heap *heap = &engine->heap;
+    if (!note->used) return FERRY_OK;
+    FE_TRY(tell_far(engine, pass, note));
     /* Starting behind oneself spreads the stores of many ranks over different owners. */
-    for (int i = 1; i <= heap->ranks; i++)
-        fe_link_signal(heap, (heap->rank + i) % heap->ranks, note->kind, note->half, note->word, note->epoch);
+    for (int i = 1; i <= heap->ranks; i++) {
+        int owner = (heap->rank + i) % heap->ranks;
+        if (fe_heap_near(heap, owner)) fe_link_signal(heap, owner, note->kind, note->half, note->word, note->epoch);
+    }
+    return FERRY_OK;
 }
 
 static ferry_status hear_all(const fe_crew *crew, const fe_pass *pass, const fe_await *await) {
@@ -15,6 +30,7 @@ static ferry_status hear_all(const fe_crew *crew, const fe_pass *pass, const fe_
     const fe_heap *heap = &crew->engine->heap;
     FE_TRY(fe_watch_cells(&crew->engine->watch, await->kind, await->half, await->epoch, pass->step));
     for (int r = 0; await->same && r < heap->ranks; r++) {
+        if (!fe_heap_hears(heap, await->kind, r) || !fe_heap_reads(heap, await->kind, r)) continue;
         const uint64_t *theirs = fe_link_words(heap, await->kind, await->half, r);
         for (int i = 0; i < FE_CELL_WORDS; i++)
             if ((await->same >> i & 1) && theirs[i] != await->word[i])
@@ -27,29 +43,30 @@ static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
     switch (pass->move) {
     case FE_MOVE_NOTHING: break;
     case FE_MOVE_COUNT: return fe_cpu_count(crew, pass);
-    case FE_MOVE_SPREAD: fe_cpu_spread(crew, pass); break;
+    case FE_MOVE_SPREAD: return fe_cpu_spread(crew, pass);
     case FE_MOVE_PLACE: return fe_cpu_place(crew, pass);
-    case FE_MOVE_SCATTER: fe_cpu_scatter(crew, pass); break;
+    case FE_MOVE_SCATTER: return fe_cpu_scatter(crew, pass);
     case FE_MOVE_DELIVER: fe_cpu_deliver(crew, pass); break;
-    case FE_MOVE_GATHER: fe_cpu_gather(crew, pass); break;
+    case FE_MOVE_GATHER: fe_cpu_gather(crew, pass); return fe_cpu_send_weights(crew, pass);
     case FE_MOVE_REDUCE: fe_cpu_reduce(crew, pass); break;
-    case FE_MOVE_PUBLISH: fe_cpu_publish(crew, pass); break;
+    case FE_MOVE_PUBLISH: return fe_cpu_publish(crew, pass);
     case FE_MOVE_COLLECT: fe_cpu_collect(crew, pass); break;
-    case FE_MOVE_TRANSFER: fe_cpu_transfer(crew, pass); break;
+    case FE_MOVE_TRANSFER: return fe_cpu_transfer(crew, pass);
     case FE_MOVE_UNTIL: return fe_cpu_until(crew, pass);
-    case FE_MOVE_ATOMIC: fe_cpu_atomic(crew, pass); break;
+    case FE_MOVE_FANOUT: return fe_cpu_fanout(crew, pass);
+    case FE_MOVE_SUMS: return fe_cpu_sums(crew, pass);
+    case FE_MOVE_ATOMIC: return fe_cpu_atomic(crew, pass);
     }
     return FERRY_OK;
 }
 
 static ferry_status run(const fe_crew *crew, const fe_pass *pass) {
-    const fe_heap *heap = &crew->engine->heap;
-    tell_all(heap, &pass->announce);
+    FE_TRY(tell_all(crew->engine, pass, &pass->announce));
     FE_TRY(hear_all(crew, pass, &pass->await));
     ferry_status moved = move(crew, pass);
     /* An overflow is known to all ranks and stops all of them alike: the notes still go out, so that nobody is missed. */
     if (moved != FERRY_OK && moved != FERRY_OVERFLOW) return moved;
-    tell_all(heap, &pass->signal);
+    FE_TRY(tell_all(crew->engine, pass, &pass->signal));
     FE_TRY(hear_all(crew, pass, &pass->settle));
     if (pass->counts_last) fe_cpu_deliver(crew, pass);
     return moved;

@@ -1,5 +1,6 @@
 /* Combine, owner's side: pulls each token's rows from its experts' heaps and sums them in the contract's order. */
 #include "cpu/cpu.h"
+#include "group/body.h"
 
 #define CHUNK 16 /* most tokens a worker takes at a time */
 
@@ -33,21 +34,53 @@ static float weight_of(const job *j, int64_t token, int k) {
                       : j->pass->route->table.weights[token * j->pass->route->shape.topk + k];
 }
 
+static bool is_near(const job *j, int64_t choice) {
+    const fe_route_data *route = j->pass->route;
+    return !route->far.hosts || fe_hosts_near(route->far.hosts, route->shape.map->home_rank[route->table.home[choice]]);
+}
+
+/* Where the host's sums of this rank's tokens are. */
+static const char *sums_of(const job *j, int host) {
+    const fe_heap *heap = &j->crew->engine->heap;
+    const fe_boxes *boxes = j->pass->route->far.boxes;
+    return fe_near(heap, heap->rank, boxes->sums_in[j->pass->half] + (uint64_t)host * boxes->sum_bytes);
+}
+
+/* After the near rows one row of each other host, ascending: its weights are in it. */
+static void list_far_terms(const job *j, int64_t token, terms *t) {
+    const fe_far_route *far = &j->pass->route->far;
+    size_t row_bytes = j->pass->reduce.columns * ferry_dtype_bytes(j->pass->reduce.in_type);
+    for (int h = 0; h < far->hosts->count; h++) {
+        int32_t number = far->record[h * (int64_t)j->pass->route->shape.tokens + token];
+        if (number < 0 || h == far->hosts->mine) continue;
+        t->weight[t->count] = 1;
+        t->row[t->count++] = sums_of(j, h) + (size_t)number * row_bytes;
+    }
+}
+
 /* Weighted: every choice in turn. Unweighted: every distinct row, in the order that fe_route_count wrote down. */
 static void list_terms(const job *j, int64_t token, terms *t) {
     const fe_route_data *route = j->pass->route;
     int topk = route->shape.topk;
     t->count = 0;
-    if (!j->pass->reduce.weighted) {
-        for (int i = 0; i < route->table.fan[token]; i++)
-            t->row[t->count++] = row_of(j, token * topk + route->table.order[token * topk + i]);
-        return;
+    for (int i = 0; !j->pass->reduce.weighted && i < route->table.fan[token]; i++) {
+        int64_t choice = token * topk + route->table.order[token * topk + i];
+        if (is_near(j, choice)) t->row[t->count++] = row_of(j, choice);
     }
-    for (int k = 0; k < topk; k++) {
-        if (route->table.slot[token * topk + k] < 0) continue;
+    for (int k = 0; j->pass->reduce.weighted && k < topk; k++) {
+        if (route->table.slot[token * topk + k] < 0 || !is_near(j, token * topk + k)) continue;
         t->weight[t->count] = weight_of(j, token, k);
         t->row[t->count++] = row_of(j, token * topk + k);
     }
+    if (route->far.hosts) list_far_terms(j, token, t);
+}
+
+static float far_weight(const job *j, int64_t token, int k) {
+    const fe_route_data *route = j->pass->route;
+    int host = route->far.hosts->host_of[route->shape.map->home_rank[route->table.home[token * route->shape.topk + k]]];
+    int64_t number = route->far.record[host * (int64_t)route->shape.tokens + token];
+    const float *weights = (const float *)(const void *)(sums_of(j, host) + route->far.boxes->sum_weights_at);
+    return weights[number * route->shape.topk + k];
 }
 
 static void return_weights(const job *j, int64_t token) {
@@ -58,6 +91,10 @@ static void return_weights(const job *j, int64_t token) {
         int64_t choice = token * topk + k, slot = route->table.slot[choice];
         out[k] = 0;
         if (slot < 0) continue;
+        if (!is_near(j, choice)) {
+            out[k] = far_weight(j, token, k);
+            continue;
+        }
         const float *from = j->source[route->shape.map->home_rank[route->table.home[choice]]].weights;
         out[k] = route->shape.layout == FERRY_LAYOUT_RANK ? from[slot * topk + k] : from[slot];
     }
@@ -102,6 +139,7 @@ void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass) {
     job *j = fe_pool_own_bench(crew->pool);
     *j = (job){.crew = crew, .pass = pass};
     for (int r = 0; r < heap->ranks; r++) {
+        if (!fe_heap_near(heap, r)) continue;
         const uint64_t *word = fe_link_words(heap, FE_OFFER, pass->half, r);
         j->source[r] = (struct source){.rows = fe_near(heap, r, word[FE_OFFER_ROWS]),
                                        .weights = fe_near(heap, r, word[FE_OFFER_WEIGHTS]),

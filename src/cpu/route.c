@@ -27,12 +27,22 @@ static uint64_t counts_offset(const fe_route_data *route, int half, int source) 
     return route->counts_at + ((size_t)half * (size_t)route->shape.ranks + (size_t)source) * length * sizeof(int32_t);
 }
 
-void fe_cpu_spread(const fe_crew *crew, const fe_pass *pass) {
+void fe_cpu_counts_place(const fe_pass *pass, int rank, uint64_t *at, size_t *bytes) {
+    *at = counts_offset(pass->route, pass->half, rank);
+    *bytes = fe_counts_length(pass->route->shape.map) * sizeof(int32_t);
+}
+
+/* To other hosts from this rank's own space, and there on from its column's: the note that follows says so. */
+ferry_status fe_cpu_spread(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
-    const fe_route_data *route = pass->route;
-    size_t bytes = fe_counts_length(route->shape.map) * sizeof(int32_t);
-    uint64_t at = counts_offset(route, pass->half, heap->rank);
-    for (int r = 0; r < heap->ranks; r++) memcpy(fe_near(heap, r, at), route->counts, bytes);
+    uint64_t at;
+    size_t bytes;
+    fe_cpu_counts_place(pass, heap->rank, &at, &bytes);
+    for (int r = 0; r < heap->ranks; r++)
+        if (fe_heap_near(heap, r)) memcpy(fe_near(heap, r, at), pass->route->counts, bytes);
+    for (int h = 0; crew->engine->far && h < heap->hosts.count; h++)
+        if (h != heap->hosts.mine) FE_TRY(fe_far_push(crew->engine->far, h, FE_COUNTS, pass->half, at, at, bytes));
+    return FERRY_OK;
 }
 
 /* After an overflow, which all ranks see alike, nothing is sent: what is already queued behind moves no row. */
@@ -42,6 +52,7 @@ static void forget_rows(fe_route_data *route) {
     memset(route->blocks.counts, 0, blocks * sizeof *route->blocks.counts);
     memset(route->scratch.keep, 0, (size_t)fe_units(&route->shape) * sizeof *route->scratch.keep);
     route->totals->received = 0;
+    if (route->far.hosts) fe_route_records(&route->shape, &route->table, &route->far);
 }
 
 ferry_status fe_cpu_place(const fe_crew *crew, const fe_pass *pass) {
@@ -59,5 +70,6 @@ ferry_status fe_cpu_place(const fe_crew *crew, const fe_pass *pass) {
         return fe_route_tell_overflow(shape, route->totals);
     }
     fe_route_place(shape, &route->table, &route->scratch, route->totals);
+    if (route->far.hosts) fe_route_records(shape, &route->table, &route->far);
     return FERRY_OK;
 }

@@ -1,16 +1,11 @@
 /* Dispatch, sending side: each row is read once and written once to each of its places, straight into the receivers' heaps. */
-#include "base/num.h"
-#include "cpu/cpu.h"
+#include "cpu/far.h"
 
 #define CHUNK 16 /* most tokens a worker takes at a time: small enough to even out unequal fans */
-
-/* Where one receiver wants things. */
-typedef struct target {
-    char *rows, *scales;
-    int32_t *source, *ids;
-    float *weights;
-    size_t row_stride, scale_stride;
-} target;
+#define NET_MOST \
+    262144 /* bytes for one host that a worker takes at a time: a write over the network that is still in its cache, ... */
+#define NET_LEAST \
+    65536 /* ... and at least so many, where there are: smaller writes cost the network more than they carry */
 
 typedef struct job {
     const fe_crew *crew;
@@ -18,42 +13,11 @@ typedef struct job {
     const fe_scatter *s;
     bool past_cache;
     int64_t chunk;
+    fe_pack pack; /* what goes to other hosts */
     _Atomic int64_t next;
-    target target[]; /* [ranks] */
+    _Atomic int failed; /* a ferry_status, of a push */
+    fe_target target[]; /* [ranks]; of far ones unused */
 } job;
-
-static target read_target(const fe_heap *heap, int half, int rank) {
-    const uint64_t *word = fe_link_words(heap, FE_READY, half, rank);
-    return (target){.rows = fe_near(heap, rank, word[FE_AT_ROWS]),
-                    .scales = fe_near(heap, rank, word[FE_AT_SCALES]),
-                    .source = fe_near(heap, rank, word[FE_AT_SOURCE]),
-                    .ids = fe_near(heap, rank, word[FE_AT_IDS]),
-                    .weights = fe_near(heap, rank, word[FE_AT_WEIGHTS]),
-                    .row_stride = (size_t)(word[FE_AT_STRIDES] >> 32),
-                    .scale_stride = (size_t)(word[FE_AT_STRIDES] & 0xffffffffu)};
-}
-
-/* What a receiver learns of a row: where it came from, and for which of its experts with what weight. */
-static void write_topk(const fe_route_data *route, const target *to, int64_t token, int choice) {
-    const fe_shape *shape = &route->shape;
-    const int32_t *home = route->table.home + token * shape->topk, *slot = route->table.slot + token * shape->topk;
-    const float *weight = route->table.weights ? route->table.weights + token * shape->topk : NULL;
-    int64_t at = slot[choice];
-    to->source[at] = (int32_t)(shape->rank * (int64_t)shape->max_tokens + token);
-    if (shape->layout != FERRY_LAYOUT_RANK) {
-        float sum = 0;
-        for (int k = choice; weight && k < shape->topk; k++)
-            if (home[k] == home[choice]) sum += weight[k];
-        if (weight) to->weights[at] = fe_f32_canonical(sum);
-        return;
-    }
-    int rank = shape->map->home_rank[home[choice]], first = shape->map->rank_first[rank];
-    for (int k = 0; k < shape->topk; k++) {
-        bool here = slot[k] >= 0 && shape->map->home_rank[home[k]] == rank;
-        to->ids[at * shape->topk + k] = here ? home[k] - first : -1;
-        if (weight) to->weights[at * shape->topk + k] = here ? weight[k] : 0;
-    }
-}
 
 /* Scales as given, word by word for any strides; `packed` is on the workbench when a copy is needed. */
 static const char *pack_scales(const fe_scatter *s, int64_t token, char *packed) {
@@ -80,17 +44,24 @@ static void send_token(job *j, int64_t token, char *bench) {
         scales = pack_scales(s, token, scale_bench);
     }
     if (token + 1 >= j->route->shape.tokens) next = NULL;
+    const fe_choices choices = {.source = j->route->shape.rank,
+                                .token = token,
+                                .home = table->home + token * topk,
+                                .slot = table->slot + token * topk,
+                                .weight = table->weights ? table->weights + token * topk : NULL};
+    if (j->pack.far) fe_cpu_pack(&j->pack, token, row, scales);
     for (int i = 0; i < fan; i++) {
         int choice = table->order[token * topk + i];
-        int32_t home = table->home[token * topk + choice];
-        const target *to = &j->target[j->route->shape.map->home_rank[home]];
+        int rank = j->route->shape.map->home_rank[table->home[token * topk + choice]];
+        const fe_target *to = &j->target[rank];
+        if (j->pack.far && !fe_heap_near(&j->crew->engine->heap, rank)) continue;
         size_t at = (size_t)table->slot[token * topk + choice];
         if (j->past_cache)
             rows->stream(to->rows + at * to->row_stride, row, s->row_bytes, i == 0 ? next : NULL);
         else
             rows->copy(to->rows + at * to->row_stride, row, s->row_bytes);
         if (scales) memcpy(to->scales + at * to->scale_stride, scales, s->scale_bytes);
-        if (s->topk) write_topk(j->route, to, token, choice);
+        if (s->topk) fe_target_tell(&j->route->shape, to, &choices, choice);
     }
 }
 
@@ -104,32 +75,48 @@ static void work(void *context, int worker, int workers) {
         if (from >= tokens) break;
         int64_t to = from + j->chunk < tokens ? from + j->chunk : tokens;
         for (int64_t t = from; t < to; t++) send_token(j, t, bench);
+        ferry_status status = j->pack.far ? fe_cpu_push_records(&j->pack, from, to) : FERRY_OK;
+        if (status == FERRY_OK) continue;
+        atomic_store(&j->failed, (int)status);
+        break;
     }
     if (j->past_cache) j->crew->rows->fence(); /* non-temporal stores, before the pool's join and the signal */
 }
 
 /* Fixed slots: how many rows each of the receiver's units gets from us, beside the rows. */
 static void write_tails(const fe_heap *heap, const fe_pass *pass) {
-    const fe_route_data *route = pass->route;
-    const fe_shape *shape = &route->shape;
+    const fe_shape *shape = &pass->route->shape;
     size_t width = (size_t)shape->map->most_local;
     for (int r = 0; r < shape->ranks; r++) {
+        if (!fe_heap_near(heap, r)) continue;
         int32_t *tail = fe_near(heap, r, pass->scatter.tails_at);
-        tail += ((size_t)pass->half * (size_t)shape->ranks + (size_t)shape->rank) * width;
-        int first = fe_first_unit(shape, r),
-            units = shape->layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(shape->map, r);
-        for (int u = 0; u < units; u++) tail[u] = route->scratch.keep[first + u];
+        fe_cpu_tail(pass->route, r, tail + ((size_t)pass->half * (size_t)shape->ranks + (size_t)shape->rank) * width);
     }
 }
 
-void fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass) {
+static int64_t tokens_at_a_time(const job *j) {
+    int64_t tokens = j->route->shape.tokens;
+    if (!j->pack.far) return fe_chunk_of(j->crew->pool, tokens, CHUNK);
+    int64_t most = NET_MOST / (int64_t)j->pack.stride, least = NET_LEAST / (int64_t)j->pack.stride;
+    int64_t chunk = fe_chunk_of(j->crew->pool, tokens, most > 1 ? most : 1);
+    return chunk < least ? least : chunk;
+}
+
+ferry_status fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     const fe_route_data *route = pass->route;
     job *j = fe_pool_own_bench(crew->pool);
     *j = (job){.crew = crew, .route = route, .s = &pass->scatter};
     j->past_cache = route->totals->sent * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
-    for (int r = 0; r < heap->ranks; r++) j->target[r] = read_target(heap, pass->half, r);
-    j->chunk = fe_chunk_of(crew->pool, route->shape.tokens, CHUNK);
+    for (int r = 0; r < heap->ranks; r++)
+        if (fe_heap_near(heap, r)) j->target[r] = fe_target_read(heap, pass->half, r);
+    if (crew->engine->far) fe_cpu_pack_open(&j->pack, crew, pass);
+    j->chunk = tokens_at_a_time(j);
     fe_pool_run(crew->pool, work, j, (route->shape.tokens + j->chunk - 1) / j->chunk);
     if (fe_slots_fixed(&route->shape)) write_tails(heap, pass);
+    if (!crew->engine->far) return FERRY_OK;
+    ferry_status failed = (ferry_status)atomic_load(&j->failed);
+    if (failed != FERRY_OK)
+        return fe_fail(failed, "rank %d: %s could not hand its rows to the network", heap->rank, pass->step);
+    return fe_cpu_pack_close(&j->pack);
 }

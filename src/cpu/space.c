@@ -5,9 +5,24 @@ static char *scratch_of(const fe_heap *heap, int rank, int half) {
     return fe_near(heap, rank, heap->scratch_at + (size_t)half * FE_SCRATCH);
 }
 
-void fe_cpu_publish(const fe_crew *crew, const fe_pass *pass) {
+/* For other hosts: into the mirror that this rank's column there keeps of its scratch, where the ranks of that host read it. */
+ferry_status fe_cpu_publish(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
-    if (pass->publish.bytes) memcpy(scratch_of(heap, heap->rank, pass->half), pass->publish.from, pass->publish.bytes);
+    const fe_publish *p = &pass->publish;
+    if (!p->bytes) return FERRY_OK;
+    memcpy(scratch_of(heap, heap->rank, pass->half), p->from, p->bytes);
+    for (int h = 0; crew->engine->far && h < heap->hosts.count; h++)
+        if (h != heap->hosts.mine)
+            FE_TRY(fe_far_push(crew->engine->far, h, FE_MEET, pass->half,
+                               heap->scratch_at + (size_t)pass->half * FE_SCRATCH,
+                               fe_room_mirror(heap, pass->half, heap->hosts.mine), p->bytes));
+    return FERRY_OK;
+}
+
+/* Where this rank reads what `rank` published. */
+static const char *published(const fe_heap *heap, int rank, int half) {
+    if (fe_heap_near(heap, rank)) return scratch_of(heap, rank, half);
+    return fe_near(heap, fe_hosts_gateway(&heap->hosts, rank), fe_room_mirror(heap, half, heap->hosts.host_of[rank]));
 }
 
 void fe_cpu_collect(const fe_crew *crew, const fe_pass *pass) {
@@ -15,18 +30,26 @@ void fe_cpu_collect(const fe_crew *crew, const fe_pass *pass) {
     const fe_collect *c = &pass->collect;
     for (int r = 0; c->bytes && r < heap->ranks; r++)
         if (c->root < 0 || c->root == r)
-            memcpy(c->to + (size_t)(c->root < 0 ? r : 0) * c->apart, scratch_of(heap, r, pass->half), c->bytes);
+            memcpy(c->to + (size_t)(c->root < 0 ? r : 0) * c->apart, published(heap, r, pass->half), c->bytes);
 }
 
 static _Atomic uint64_t *word_of(const fe_heap *heap, int rank, uint64_t at) {
     return fe_near(heap, rank, at);
 }
 
-void fe_cpu_transfer(const fe_crew *crew, const fe_pass *pass) {
+static ferry_status transfer_far(fe_far *far, const fe_transfer *t) {
+    if (t->bytes && t->get) FE_TRY(fe_far_get(far, t->far_rank, t->far_at, t->to, t->bytes));
+    if (t->bytes && !t->get) FE_TRY(fe_far_put(far, t->far_rank, t->far_at, t->from, t->bytes));
+    if (t->owner < 0) return FERRY_OK;
+    return fe_far_word(far, t->owner, t->op == FERRY_SIGNAL_SET ? FE_SET : FE_ADD, t->signal_at, t->value, 0, NULL);
+}
+
+ferry_status fe_cpu_transfer(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     const fe_transfer *t = &pass->transfer;
+    if (t->far_rank >= 0) return transfer_far(crew->engine->far, t);
     if (t->bytes) memmove(t->to, t->from, t->bytes);
-    if (t->owner < 0) return;
+    if (t->owner < 0) return FERRY_OK;
     /* Sequentially consistent: release for the data, and ordered before the look for sleepers in fe_watch_ring. memmove may have
      * written past the cache; glibc fences such stores itself. */
     if (t->op == FERRY_SIGNAL_SET)
@@ -34,11 +57,15 @@ void fe_cpu_transfer(const fe_crew *crew, const fe_pass *pass) {
     else
         atomic_fetch_add(word_of(heap, t->owner, t->signal_at), t->value);
     fe_watch_ring(heap, t->owner);
+    return FERRY_OK;
 }
 
-void fe_cpu_atomic(const fe_crew *crew, const fe_pass *pass) {
+ferry_status fe_cpu_atomic(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     const fe_atomic *a = &pass->atomic;
+    if (!fe_heap_near(heap, a->owner))
+        return fe_far_word(crew->engine->far, a->owner, a->swap ? FE_SWAP : FE_ADD, a->at,
+                           a->swap ? a->desired : a->add, a->expected, a->old);
     uint64_t before = a->expected; /* on failure the exchange writes what it found */
     if (a->swap)
         atomic_compare_exchange_strong(word_of(heap, a->owner, a->at), &before, a->desired);
@@ -46,6 +73,7 @@ void fe_cpu_atomic(const fe_crew *crew, const fe_pass *pass) {
         before = atomic_fetch_add(word_of(heap, a->owner, a->at), a->add);
     fe_watch_ring(heap, a->owner);
     *a->old = before;
+    return FERRY_OK;
 }
 
 typedef struct awaited {

@@ -5,13 +5,14 @@
 
 #include "device/fault.h"
 #include "device/pass.h"
-#include "link/near.h"
+#include "link/far.h"
 
 /* What a device needs of a group. */
 typedef struct fe_engine {
     const struct fe_device *device;
     fe_heap heap;
     fe_watch watch;
+    fe_far *far; /* NULL: all ranks are near */
     fe_fault fault;
     const fe_map *map;
     int threads;        /* workers of a crew */
@@ -23,6 +24,7 @@ typedef struct fe_engine {
 typedef struct fe_device {
     const char *name;
     const fe_memory *memory; /* NULL: ranks' spaces are in host memory */
+    bool far;                /* it runs on several hosts */
     ferry_status (*open)(fe_engine *engine);
     void (*stop)(fe_engine *engine); /* ends all streams; then routes and events may go, and then the device */
     void (*close)(fe_engine *engine);

@@ -5,7 +5,7 @@
 #define FERRY_DEVICE_PASS_H
 
 #include "heap/cell.h"
-#include "route/route.h"
+#include "route/record.h"
 
 typedef struct fe_note {
     bool used;
@@ -39,6 +39,7 @@ typedef struct fe_route_data {
     int32_t
         *demand; /* [local experts] tokens that chose each, capacities left aside; only where counts are exchanged */
     void *extra; /* the device's own, fe_device.extra bytes of it */
+    fe_far_route far;      /* hosts NULL: all ranks are near */
     uint64_t counts_at;    /* heap offset of [2][ranks][fe_counts_length] int32 */
     ferry_tensor topk_idx; /* the caller's, with explicit strides */
     ferry_tensor topk_weights;
@@ -51,8 +52,18 @@ static inline uint64_t fe_strides(uint64_t row, uint64_t scale) {
     return row << 32 | scale;
 }
 
+/* Words of a LANDED note; RETURNED has the first. Bytes from one token to the next, and those before its row, are as the receiver counts
+ * them. */
+enum { FE_LANDED_RECORDS, FE_LANDED_STRIDE, FE_LANDED_HEADER };
+
 /* Words of an OFFER note. */
-enum { FE_OFFER_ROWS, FE_OFFER_STRIDE, FE_OFFER_WEIGHTS, FE_OFFER_FORMAT = FE_AT_FORMAT };
+enum { FE_OFFER_ROWS, FE_OFFER_STRIDE, FE_OFFER_WEIGHTS, FE_OFFER_WANTS, FE_OFFER_FORMAT = FE_AT_FORMAT };
+/* FE_OFFER_WANTS: what the owner asks of those who sum for it on other hosts. */
+enum {
+    FE_WANTS_WEIGHTED = 1, /* sums with weights: those of the route, or ... */
+    FE_WANTS_SENT = 2,     /* ... those that came with the offer */
+    FE_WANTS_WEIGHTS = 4   /* the weights that its rows bring back */
+};
 
 typedef struct fe_scatter { /* dispatch, sending side */
     const char *rows;
@@ -84,8 +95,11 @@ typedef struct fe_gather { /* combine, offering side: rows from outside the heap
     const char *rows;
     int64_t row_stride;
     size_t row_bytes;
-    const char *weights;          /* NULL: none */
-    size_t weight_bytes;          /* a row's */
+    const char *weights; /* NULL: none */
+    size_t weight_bytes; /* a row's */
+    const float
+        *far_weights; /* [tokens][topk]: the caller's for this combine, for those who sum on other hosts; NULL: none */
+    int64_t far_weight_row, far_weight_choice; /* elements */
     uint64_t rows_to, weights_to; /* heap offsets; rows_to 0: rows are in the heap already; likewise weights_to */
 } fe_gather;
 
@@ -122,6 +136,9 @@ typedef struct
     int owner;
     ferry_signal_op op;
     uint64_t signal_at, value;
+    int far_rank; /* -1: near; else `to` (of a get: `from`) is far_at in that rank's space */
+    bool get;     /* far: which of the two */
+    uint64_t far_at;
 } fe_transfer;
 
 typedef struct fe_until { /* wait until a word of this rank's space compares true */
@@ -151,7 +168,9 @@ typedef enum fe_move {
     FE_MOVE_COLLECT,  /* and out of it */
     FE_MOVE_TRANSFER, /* put, get, signal */
     FE_MOVE_UNTIL,    /* wait for a word */
-    FE_MOVE_ATOMIC
+    FE_MOVE_ATOMIC,
+    FE_MOVE_FANOUT, /* dispatch: what came from other hosts, to the ranks here (a scatter's arguments) */
+    FE_MOVE_SUMS    /* combine: sums of other hosts' tokens, to their owners (a reduce's arguments) */
 } fe_move;
 
 /* Where the caller of a pass wants its error, instead of in the stream's. */

@@ -175,15 +175,33 @@ static fe_pass send_pass(const plan *p) {
     return pass;
 }
 
+static fe_await await_offers(const plan *p) {
+    fe_await await = {
+        .used = true, .kind = FE_OFFER, .half = p->half, .epoch = p->epoch, .same = 1u << FE_OFFER_FORMAT};
+    memcpy(await.word, p->word, sizeof p->word);
+    return await;
+}
+
+/* Several hosts: sums what the ranks here hold of other hosts' tokens, and sends it to their owners. */
+static fe_pass sums_pass(const plan *p) {
+    fe_pass pass = {
+        .half = p->half, .move = FE_MOVE_SUMS, .route = &p->r->data, .reduce = p->reduce, .explain = explain};
+    snprintf(pass.step, sizeof pass.step, "combine %llu (sums)", (unsigned long long)p->epoch);
+    pass.await = await_offers(p);
+    return pass;
+}
+
 /* Hears all offers, pulls and sums, says that it has, and waits until the others have read from this rank too: then its rows may be
  * overwritten, and so may its offer. */
 static fe_pass recv_pass(const plan *p) {
     fe_pass pass = {
         .half = p->half, .move = FE_MOVE_REDUCE, .route = &p->r->data, .reduce = p->reduce, .explain = explain};
     snprintf(pass.step, sizeof pass.step, "combine %llu (receive)", (unsigned long long)p->epoch);
-    pass.await =
-        (fe_await){.used = true, .kind = FE_OFFER, .half = p->half, .epoch = p->epoch, .same = 1u << FE_OFFER_FORMAT};
-    memcpy(pass.await.word, p->word, sizeof p->word);
+    pass.await = await_offers(p);
+    if (p->r->data.far.hosts) { /* the offers were heard by the pass before it */
+        pass.await.kind = FE_RETURNED;
+        pass.await.same = 0;
+    }
     pass.signal = (fe_note){.used = true, .kind = FE_PULLED, .half = p->half, .epoch = p->epoch};
     pass.settle = (fe_await){.used = true, .kind = FE_PULLED, .half = p->half, .epoch = p->epoch};
     return pass;
@@ -197,6 +215,17 @@ static fe_pass whole_pass(const plan *p) {
     return pass;
 }
 
+/* What this rank asks of those who sum for it on other hosts. */
+static void plan_far(plan *p) {
+    const fe_reduce *m = &p->reduce;
+    p->word[FE_OFFER_WANTS] = (m->weighted ? FE_WANTS_WEIGHTED : 0u) | (p->weights ? FE_WANTS_WEIGHTS : 0u);
+    if (!m->weighted || !m->weights) return;
+    p->word[FE_OFFER_WANTS] |= FE_WANTS_SENT;
+    p->gather.far_weights = m->weights;
+    p->gather.far_weight_row = m->weight_row;
+    p->gather.far_weight_choice = m->weight_choice;
+}
+
 /* ---- the calls ---- */
 
 static ferry_status make_plan(ferry_route *r, const ferry_combine_in *in, const ferry_combine_options *options,
@@ -206,6 +235,11 @@ static ferry_status make_plan(ferry_route *r, const ferry_combine_in *in, const 
     if (r->data.shape.mode == FERRY_LATENCY && !r->dispatched)
         return fe_fail(FERRY_INVALID,
                        "a combine in LATENCY mode needs a dispatch before it: the counts come with its rows");
+    if (r->data.far.hosts && !r->dispatched)
+        return fe_fail(
+            FERRY_INVALID,
+            "a combine over several hosts needs a dispatch before it: each host sums by the choices that came "
+            "with the tokens");
     *p = (plan){.r = r, .epoch = r->group->combines + 1};
     p->half = (int)(p->epoch & 1);
     FE_TRY(fe_flight_free(&r->group->combine[p->half], "combine"));
@@ -213,6 +247,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_combine_in *in, const 
     FE_TRY(plan_weights(p, in));
     FE_TRY(plan_options(p, options ? options : &none));
     p->word[FE_OFFER_FORMAT] = format_of(p);
+    if (r->data.far.hosts) plan_far(p);
     return FERRY_OK;
 }
 
@@ -230,12 +265,14 @@ static ferry_status send(const plan *p, ferry_stream *stream) {
     fe_pass pass = send_pass(p);
     FE_TRY(submit(p, &pass, stream));
     flight->route = p->r;
+    flight->before = sums_pass(p);
     flight->pass = recv_pass(p);
     return FERRY_OK;
 }
 
 static ferry_status receive(fe_flight *flight, ferry_stream *stream) {
     ferry_group *g = flight->route->group;
+    if (flight->route->data.far.hosts) FE_TRY(fe_route_submit(g, stream, &flight->before, false));
     FE_TRY(fe_route_submit(g, stream, &flight->pass, false));
     flight->route = NULL;
     return fe_flight_mark(g, flight, stream);
@@ -268,7 +305,7 @@ ferry_status ferry_combine(ferry_route *r, const ferry_combine_in *in, ferry_com
     FE_TRY(fe_route_check(r, stream, "ferry_combine"));
     FE_TRY(make_plan(r, in, options, &p));
     FE_TRY(plan_out(r, out, p.weights, &p.reduce));
-    if (!p.gather.rows_to && !p.gather.weights_to) {
+    if (!p.gather.rows_to && !p.gather.weights_to && !r->data.far.hosts) {
         fe_pass pass = whole_pass(&p);
         FE_TRY(submit(&p, &pass, stream));
         return fe_flight_mark(r->group, &r->group->combine[p.half], stream);

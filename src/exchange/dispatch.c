@@ -250,6 +250,34 @@ static fe_pass send_pass(const plan *p) {
     return pass;
 }
 
+static ferry_status explain_landed(const char *step, int rank, const uint64_t *ours, int other,
+                                   const uint64_t *theirs) {
+    return fe_fail(
+        FERRY_MISMATCH,
+        "%s: tokens from other hosts have %llu bytes, %llu before the row, on rank %d; %llu and %llu on rank %d", step,
+        (unsigned long long)ours[FE_LANDED_STRIDE], (unsigned long long)ours[FE_LANDED_HEADER], rank,
+        (unsigned long long)theirs[FE_LANDED_STRIDE], (unsigned long long)theirs[FE_LANDED_HEADER], other);
+}
+
+/* Several hosts: hands on what came from the others, before this rank's own receive, which waits for what its gateways hand on. */
+static fe_pass fanout_pass(const plan *p) {
+    fe_pass pass = {.half = p->half,
+                    .move = FE_MOVE_FANOUT,
+                    .route = &p->r->data,
+                    .scatter = p->scatter,
+                    .explain = explain_landed};
+    snprintf(pass.step, sizeof pass.step, "dispatch %llu (fan out)", (unsigned long long)p->epoch);
+    pass.await = (fe_await){.used = true,
+                            .kind = FE_LANDED,
+                            .half = p->half,
+                            .epoch = p->epoch,
+                            .same = 1u << FE_LANDED_STRIDE | 1u << FE_LANDED_HEADER};
+    pass.await.word[FE_LANDED_HEADER] = p->r->data.far.header;
+    pass.await.word[FE_LANDED_STRIDE] =
+        fe_record_stride(p->r->data.far.header, p->scatter.row_bytes, p->scatter.scale_bytes);
+    return pass;
+}
+
 static fe_pass recv_pass(const plan *p) {
     fe_pass pass = {.half = p->half, .move = FE_MOVE_DELIVER, .route = &p->r->data, .deliver = p->deliver};
     snprintf(pass.step, sizeof pass.step, "dispatch %llu (receive)", (unsigned long long)p->epoch);
@@ -262,7 +290,8 @@ static fe_pass recv_pass(const plan *p) {
 static bool fits_one_pass(const plan *p) {
     const fe_deliver *d = &p->deliver;
     bool pads = p->r->data.shape.layout == FERRY_LAYOUT_EXPERT && (d->topk || d->zero_padding);
-    return !pads && !d->rows_to && !d->scales_to && !d->source_to && !d->ids_to && !d->weights_to;
+    return !p->r->data.far.hosts && !pads && !d->rows_to && !d->scales_to && !d->source_to && !d->ids_to &&
+           !d->weights_to;
 }
 
 static fe_pass whole_pass(const plan *p) {
@@ -322,6 +351,7 @@ static ferry_status send(const plan *p, ferry_dispatch_out *out, ferry_stream *s
     fe_pass pass = send_pass(p);
     FE_TRY(submit(p, &pass, out, stream));
     flight->route = p->r;
+    flight->before = fanout_pass(p);
     flight->pass = recv_pass(p);
     flight->out = out->rows.data;
     return FERRY_OK;
@@ -337,6 +367,7 @@ static ferry_status await_counts(fe_flight *flight, ferry_route *r, ferry_stream
 static ferry_status receive(fe_flight *flight, ferry_stream *stream) {
     ferry_route *r = flight->route;
     FE_TRY(await_counts(flight, r, stream));
+    if (r->data.far.hosts) FE_TRY(fe_route_submit(r->group, stream, &flight->before, false));
     FE_TRY(fe_route_submit(r->group, stream, &flight->pass, false));
     flight->route = NULL;
     r->dispatched = true;

@@ -24,6 +24,17 @@ static char *lay_results(const fe_shape *s, char *at, fe_route_data *d) {
     return at;
 }
 
+static char *lay_far(const fe_engine *engine, const fe_shape *s, char *at, bool weights, fe_far_route *f) {
+    const size_t hosts = (size_t)engine->heap.hosts.count;
+    f->hosts = &engine->heap.hosts;
+    f->header = fe_record_header(s->topk, weights);
+    f->record = take(&at, hosts * (size_t)s->tokens, sizeof *f->record);
+    f->records = take(&at, hosts, sizeof *f->records);
+    f->kept_count = take(&at, hosts, sizeof *f->kept_count);
+    f->kept = take(&at, hosts * (size_t)s->max_tokens, f->header);
+    return at;
+}
+
 static char *lay_tables(const fe_engine *engine, const fe_shape *s, char *at, bool weights, fe_route_data *d) {
     const size_t choices = (size_t)s->tokens * (size_t)s->topk, units = (size_t)fe_units(s);
     d->table.home = take(&at, choices, sizeof *d->table.home);
@@ -35,6 +46,7 @@ static char *lay_tables(const fe_engine *engine, const fe_shape *s, char *at, bo
     d->scratch.next = take(&at, units, sizeof *d->scratch.next);
     d->scratch.base = take(&at, units, sizeof *d->scratch.base);
     d->counts = take(&at, fe_counts_length(s->map), sizeof *d->counts);
+    if (engine->far) at = lay_far(engine, s, at, weights, &d->far);
     d->extra = engine->device->extra ? take(&at, engine->device->extra(engine, s), 1) : NULL;
     return at;
 }
@@ -62,6 +74,13 @@ static ferry_status allocate(ferry_route *r, bool weights) {
     lay_tables(engine, s, lay_results(s, r->memory, &r->data), weights, &r->data);
     lay_host(r, r->host_memory);
     return FERRY_OK;
+}
+
+static void begin_far(ferry_route *r) {
+    fe_far_route *f = &r->data.far;
+    f->boxes = &r->group->body.boxes;
+    f->most_rows = r->group->body.rows;
+    for (int h = 0; h < f->hosts->count; h++) f->kept_count[h] = h == f->hosts->mine ? 0 : -1;
 }
 
 /* ---- the config ---- */
@@ -307,6 +326,7 @@ ferry_status ferry_route_create(ferry_group *g, const ferry_route_config *cfg, f
     if (status == FERRY_OK) status = allocate(r, weights);
     if (status == FERRY_OK) {
         r->data.counts_at = g->body.counts;
+        if (g->engine.far) begin_far(r);
         r->data.topk_idx = spelled_out(&cfg->topk_idx);
         r->data.topk_weights = spelled_out(&cfg->topk_weights);
         status = make(g, r, stream);

@@ -1,7 +1,7 @@
 #include "group/body.h"
 #include "base/num.h"
 #include "base/os.h"
-#include "route/route.h"
+#include "route/record.h"
 
 #define LINE         64
 #define ALIGN_ALWAYS 128 /* padding of EXPERT that the default max_recv_rows allows for: what grouped GEMMs ask for */
@@ -29,7 +29,27 @@ static size_t take(size_t *used, size_t count, size_t bytes) {
     return at;
 }
 
-ferry_status fe_body_lay_out(const ferry_group_config *cfg, const fe_map *map, fe_body *body) {
+static void lay_boxes(const ferry_group_config *cfg, const fe_map *map, size_t hosts, size_t *used, fe_body *body) {
+    fe_boxes *b = &body->boxes;
+    size_t header = fe_record_header(cfg->max_topk, true), tokens = (size_t)cfg->max_tokens;
+    size_t tails = (size_t)map->ranks / hosts * (size_t)map->most_local * sizeof(int32_t);
+    b->tail_bytes = (size_t)fe_align((int64_t)tails, LINE);
+    b->box_bytes = (size_t)fe_align(
+        (int64_t)(b->tail_bytes + tokens * fe_record_stride(header, body->row_bytes, body->scale_bytes)), LINE);
+    b->weight_bytes = (size_t)fe_align((int64_t)(tokens * (size_t)cfg->max_topk * sizeof(float)), LINE);
+    b->sum_weights_at = (size_t)fe_align((int64_t)(tokens * body->row_bytes), LINE);
+    b->sum_bytes = b->sum_weights_at + b->weight_bytes;
+    for (int half = 0; half < 2; half++) {
+        b->outbox[half] = take(used, hosts, b->box_bytes);
+        b->landing[half] = take(used, hosts, b->box_bytes);
+        b->sums_out[half] = take(used, hosts, b->sum_bytes);
+        b->sums_in[half] = take(used, hosts, b->sum_bytes);
+        b->weights_out[half] = take(used, hosts, b->weight_bytes);
+        b->weights_in[half] = take(used, hosts, b->weight_bytes);
+    }
+}
+
+ferry_status fe_body_lay_out(const ferry_group_config *cfg, const fe_map *map, int hosts, fe_body *body) {
     size_t ranks = (size_t)map->ranks, used = 0, topk = (size_t)cfg->max_topk;
     *body = (fe_body){.rows = cfg->max_recv_rows ? cfg->max_recv_rows : worst_case(cfg, map)};
     body->row_bytes = (size_t)cfg->hidden * ferry_dtype_bytes(cfg->dtype ? cfg->dtype : FERRY_BF16);
@@ -52,6 +72,7 @@ ferry_status fe_body_lay_out(const ferry_group_config *cfg, const fe_map *map, f
         body->back[half].rows = take(&used, rows, body->row_bytes);
         body->back[half].weights = take(&used, rows, topk * sizeof(float));
     }
+    if (hosts > 1) lay_boxes(cfg, map, (size_t)hosts, &used, body);
     body->bytes = used;
     return FERRY_OK;
 }
@@ -67,5 +88,11 @@ void fe_body_move(fe_body *body, size_t by) {
         body->receive[half].weights += by;
         body->back[half].rows += by;
         body->back[half].weights += by;
+        body->boxes.outbox[half] += by;
+        body->boxes.landing[half] += by;
+        body->boxes.sums_out[half] += by;
+        body->boxes.sums_in[half] += by;
+        body->boxes.weights_out[half] += by;
+        body->boxes.weights_in[half] += by;
     }
 }

@@ -33,6 +33,24 @@ static ferry_status each_buffer(ferry_group *g, void (*touch)(const fe_heap *hea
     return FERRY_OK;
 }
 
+/* What crosses to other hosts, and comes from them, as far as the row buffers are touched. */
+static ferry_status touch_boxes(ferry_group *g) {
+    int64_t mb;
+    const fe_boxes *b = &g->body.boxes;
+    const fe_hosts *hosts = &g->engine.heap.hosts;
+    FE_TRY(fe_env_number(FE_ENV_FERRY_TOUCH_MB, DEFAULT_TOUCH_MB, 0, 1 << 20, &mb));
+    size_t share = ((size_t)mb << 17) / (size_t)(hosts->count - 1), box = share < b->box_bytes ? share : b->box_bytes,
+           sum = share < b->sum_bytes ? share : b->sum_bytes;
+    for (int h = 0; h < hosts->count; h++)
+        for (int half = 0; half < 2 && h != hosts->mine; half++) {
+            fe_heap_touch(&g->engine.heap, b->outbox[half] + (size_t)h * b->box_bytes, box);
+            fe_heap_touch(&g->engine.heap, b->landing[half] + (size_t)h * b->box_bytes, box);
+            fe_heap_touch(&g->engine.heap, b->sums_out[half] + (size_t)h * b->sum_bytes, sum);
+            fe_heap_touch(&g->engine.heap, b->sums_in[half] + (size_t)h * b->sum_bytes, sum);
+        }
+    return FERRY_OK;
+}
+
 static ferry_status find_threads(ferry_group *g, int64_t *threads) {
     int64_t share = fe_cores() / g->engine.heap.near_ranks;
     *threads = g->config.threads;
@@ -46,6 +64,7 @@ static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
     e->heap.rank = g->rank;
     e->heap.ranks = g->ranks;
     e->heap.memory = e->device->memory;
+    e->heap.far_bytes = fe_room_bytes(&e->heap);
     FE_TRY(fe_heap_create(boot, g->body.bytes, (size_t)g->config.heap_bytes, &e->heap));
     fe_body_move(&g->body, e->heap.body_at);
     FE_TRY(fe_watch_init(&e->watch, &e->heap, g->config.timeout_ms));
@@ -56,6 +75,12 @@ static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
     e->threads = (int)threads;
     e->sms = g->config.sms;
     e->bench_bytes = g->body.row_bytes + g->body.scale_bytes + 64;
+    if (e->heap.hosts.count > 1) {
+        FE_TRY(touch_boxes(g));
+        FE_TRY(fe_far_open(boot, &e->heap, &e->watch, &e->far));
+        e->watch.trouble = fe_far_trouble;
+        e->watch.far = e->far;
+    }
     return e->device->open(e);
 }
 
@@ -67,8 +92,19 @@ static ferry_status find_device(ferry_device device, const fe_device **table) {
     return fe_device_load_cuda(table);
 }
 
+/* The same verdict on all ranks: every rank sees the same places. */
+static ferry_status find_hosts(ferry_group *g, fe_boot *boot) {
+    fe_engine *e = &g->engine;
+    FE_TRY(fe_hosts_find(boot, g->rank, g->ranks, &e->heap.hosts));
+    if (e->heap.hosts.count > 1 && !e->device->far)
+        return fe_fail(FERRY_UNSUPPORTED, "rank %d: the %d ranks are on %d hosts, and the %s device works on one only",
+                       g->rank, g->ranks, e->heap.hosts.count, e->device->name);
+    return fe_body_lay_out(&g->config, &g->map, e->heap.hosts.count, &g->body);
+}
+
 static ferry_status build(ferry_group *g, fe_boot *boot, const ferry_group_config *cfg) {
     FE_TRY(fe_config_agree(cfg, boot, g->rank, g->ranks));
+    FE_TRY(find_hosts(g, boot));
     ferry_status status = open_engine(g, boot);
     /* The last word: a rank that could not open its device tells the others now, not by its absence later. */
     int32_t mine = status, *all = calloc((size_t)g->ranks, sizeof *all);
@@ -116,7 +152,7 @@ static ferry_status prepare(const ferry_group_config *cfg, int rank, int ranks, 
     ferry_status status = fe_env_number(FE_ENV_FERRY_TIMEOUT_MS, DEFAULT_TIMEOUT_MS, 1, 1 << 30, &timeout);
     if (status == FERRY_OK && !cfg->timeout_ms) g->config.timeout_ms = (int)timeout;
     if (status == FERRY_OK) status = fe_map_create(cfg->experts, ranks, cfg->expert_first, cfg->expert_rank, &g->map);
-    if (status == FERRY_OK) status = fe_body_lay_out(&g->config, &g->map, &g->body);
+    if (status == FERRY_OK) status = fe_body_lay_out(&g->config, &g->map, 1, &g->body);
     if (status != FERRY_OK) {
         ferry_group_destroy(g);
         return status;
@@ -183,7 +219,7 @@ ferry_status ferry_group_bytes(const ferry_group_config *cfg, int ranks, int64_t
     ferry_group *g;
     if (!bytes) return fe_fail(FERRY_INVALID, "bytes is NULL");
     FE_TRY(prepare(cfg, 0, ranks, &g));
-    *bytes = (int64_t)fe_heap_bytes(ranks, g->body.bytes, (size_t)cfg->heap_bytes);
+    *bytes = (int64_t)fe_heap_bytes(ranks, fe_room_bytes(&g->engine.heap), g->body.bytes, (size_t)cfg->heap_bytes);
     ferry_group_destroy(g);
     return FERRY_OK;
 }
@@ -204,6 +240,7 @@ void ferry_group_destroy(ferry_group *g) {
     if (g->exchange.done) e->device->event_destroy(g->exchange.done);
     while (g->made) ferry_route_destroy(g->made);
     if (e->state) e->device->close(e);
+    fe_far_close(e->far);
     fe_heap_destroy(&e->heap);
     fe_map_destroy(&g->map);
     fe_fault_close(&e->fault);
@@ -222,8 +259,16 @@ ferry_status fe_group_check(const ferry_group *g, const char *call) {
     return g ? FERRY_OK : fe_fail(FERRY_INVALID, "%s: group is NULL", call);
 }
 
+/* What went wrong beside the calls. A lost connection is fatal: the ranks no longer all hear each other. */
+static void look(fe_engine *e) {
+    if (e->device->look) e->device->look(e);
+    if (!e->far || atomic_load(&e->fault.broken)) return;
+    ferry_status status = fe_far_check(e->far);
+    if (status != FERRY_OK) fe_fault_note(&e->fault, status, true);
+}
+
 ferry_status fe_group_ready(ferry_group *g, const char *step) {
-    if (g->engine.device->look) g->engine.device->look(&g->engine);
+    look(&g->engine);
     return fe_fault_check(&g->engine.fault, &g->engine.heap, step);
 }
 
@@ -234,7 +279,7 @@ ferry_status fe_group_own(const ferry_group *g, const ferry_stream *stream, cons
 
 ferry_status ferry_group_error(ferry_group *g) {
     FE_TRY(fe_group_check(g, "ferry_group_error"));
-    if (g->engine.device->look) g->engine.device->look(&g->engine);
+    look(&g->engine);
     FE_TRY(fe_fault_first(&g->engine.fault));
     return fe_watch_aborted(&g->engine.heap);
 }

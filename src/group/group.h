@@ -9,6 +9,7 @@
 typedef struct fe_flight {
     ferry_route *route; /* NULL: nothing is in flight here */
     uint64_t epoch;
+    fe_pass before;             /* several hosts: what the second half does for the column first */
     fe_pass pass;               /* of the second half */
     const ferry_route *counted; /* the route whose counts this half's receive wrote last; only compared */
     bool orphan;           /* its route was destroyed before the second half: this half of the buffers stays closed */

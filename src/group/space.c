@@ -1,4 +1,5 @@
-/* The partitioned global address space: one-sided operations on the symmetric heap of a near rank, by load and store. */
+/* The partitioned global address space: one-sided operations on the symmetric heap, by load and store of a near
+ * rank, over the network of a far one. */
 #include "base/structs.h"
 #include "group/group.h"
 
@@ -30,6 +31,7 @@ void *ferry_heap_ptr(const ferry_group *g, const void *pointer, int rank) {
     if (!g || rank < 0 || rank >= g->ranks || !pointer) return NULL;
     const fe_heap *heap = &g->engine.heap;
     int64_t offset = fe_heap_offset(heap, pointer, 1);
+    if (!fe_heap_near(heap, rank)) return NULL;
     return offset < (int64_t)heap->body_at ? NULL : fe_near(heap, rank, (uint64_t)offset);
 }
 
@@ -44,6 +46,14 @@ ferry_status ferry_group_device(ferry_group *g, ferry_device_group *handle) {
 
 /* ---- put, get, signal ---- */
 
+/* The address of that offset in the rank's space; NULL of a far one, which the transfer then names. */
+static void *place_of(const ferry_group *g, int rank, uint64_t at, fe_transfer *t) {
+    bool near = fe_heap_near(&g->engine.heap, rank);
+    t->far_rank = near ? -1 : rank;
+    t->far_at = at;
+    return near ? fe_near(&g->engine.heap, rank, at) : NULL;
+}
+
 static ferry_status transfer(ferry_group *g, const fe_transfer *t, ferry_stream *stream, const char *call) {
     FE_TRY(fe_group_own(g, stream, call));
     fe_pass pass = {.move = FE_MOVE_TRANSFER, .transfer = *t};
@@ -57,7 +67,8 @@ ferry_status ferry_put(ferry_group *g, void *symmetric, const void *source, size
     FE_TRY(fe_group_check(g, "ferry_put"));
     FE_TRY(locate(g, "ferry_put", "symmetric", symmetric, bytes, rank, &at));
     if (bytes && !source) return fe_fail(FERRY_INVALID, "ferry_put: source is NULL");
-    fe_transfer t = {.to = fe_near(&g->engine.heap, rank, at), .from = source, .bytes = bytes, .owner = -1};
+    fe_transfer t = {.from = source, .bytes = bytes, .owner = -1};
+    t.to = place_of(g, rank, at, &t);
     return transfer(g, &t, stream, "ferry_put");
 }
 
@@ -67,7 +78,8 @@ ferry_status ferry_get(ferry_group *g, void *destination, const void *symmetric,
     FE_TRY(fe_group_check(g, "ferry_get"));
     FE_TRY(locate(g, "ferry_get", "symmetric", symmetric, bytes, rank, &at));
     if (bytes && !destination) return fe_fail(FERRY_INVALID, "ferry_get: destination is NULL");
-    fe_transfer t = {.to = destination, .from = fe_near(&g->engine.heap, rank, at), .bytes = bytes, .owner = -1};
+    fe_transfer t = {.to = destination, .bytes = bytes, .owner = -1, .get = true};
+    t.from = place_of(g, rank, at, &t);
     return transfer(g, &t, stream, "ferry_get");
 }
 
@@ -81,13 +93,8 @@ ferry_status ferry_put_signal(ferry_group *g, void *symmetric, const void *sourc
     if (bytes && !source) return fe_fail(FERRY_INVALID, "%s: source is NULL", call);
     if (op != FERRY_SIGNAL_SET && op != FERRY_SIGNAL_ADD)
         return fe_fail(FERRY_INVALID, "%s: op is %d, which is no ferry_signal_op", call, (int)op);
-    fe_transfer t = {.to = fe_near(&g->engine.heap, rank, at),
-                     .from = source,
-                     .bytes = bytes,
-                     .owner = rank,
-                     .op = op,
-                     .signal_at = signal_at,
-                     .value = value};
+    fe_transfer t = {.from = source, .bytes = bytes, .owner = rank, .op = op, .signal_at = signal_at, .value = value};
+    t.to = place_of(g, rank, at, &t);
     return transfer(g, &t, stream, call);
 }
 
@@ -120,14 +127,14 @@ ferry_status ferry_compare_swap(ferry_group *g, uint64_t *symmetric, uint64_t ex
 ferry_status ferry_fence(ferry_group *g) {
     FE_TRY(fe_group_check(g, "ferry_fence"));
     fe_link_fence();
-    return FERRY_OK;
+    return g->engine.far ? fe_far_quiet(g->engine.far) : FERRY_OK; /* the network keeps no order of its own */
 }
 
 /* Near stores are complete everywhere once they are visible. */
 ferry_status ferry_quiet(ferry_group *g) {
     FE_TRY(fe_group_check(g, "ferry_quiet"));
     fe_link_fence();
-    return FERRY_OK;
+    return g->engine.far ? fe_far_quiet(g->engine.far) : FERRY_OK;
 }
 
 /* ---- wait until ---- */

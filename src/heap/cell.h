@@ -6,16 +6,36 @@
 
 /* What a cell announces. One writer, one reader, and a value that only grows; see docs/protocol.md. */
 typedef enum fe_kind {
-    FE_COUNTS,  /* my row of counts is in your memory */
-    FE_COUNTED, /* I have read your row of counts */
-    FE_READY,   /* you may write my receive buffer, at these offsets */
-    FE_ROWS,    /* my rows are in your receive buffer */
-    FE_OFFER,   /* my experts' outputs are at this offset of my heap */
-    FE_PULLED,  /* I have read what I need of your outputs */
-    FE_MEET,    /* barrier, all-gather, broadcast, symmetric allocation */
-    FE_KERNEL,  /* the barrier of kernels of the caller's (ferry/device.cuh) */
+    FE_COUNTS,   /* my row of counts is in your memory */
+    FE_COUNTED,  /* I have read your row of counts */
+    FE_READY,    /* you may write my receive buffer, at these offsets */
+    FE_ROWS,     /* my rows are in your receive buffer */
+    FE_OFFER,    /* my experts' outputs are at this offset of my heap */
+    FE_PULLED,   /* I have read what I need of your outputs */
+    FE_MEET,     /* barrier, all-gather, broadcast, symmetric allocation */
+    FE_KERNEL,   /* the barrier of kernels of the caller's (ferry/device.cuh) */
+    FE_LANDED,   /* my tokens for your host are in your memory: hand them on */
+    FE_RETURNED, /* the sums of your tokens on my host are in your memory */
     FE_KINDS
 } fe_kind;
+
+/* Who hears a note, where ranks are on several hosts. */
+typedef enum fe_reach {
+    FE_REACH_ALL, /* everybody: near ranks from the sayer, a far host's from the sayer's column there, which relays it */
+    FE_REACH_NEAR,   /* the sayer's host */
+    FE_REACH_COLUMN, /* the sayer's column, itself left out */
+} fe_reach;
+
+static inline fe_reach fe_reach_of(fe_kind kind) {
+    switch (kind) {
+    case FE_ROWS:
+    case FE_PULLED:
+    case FE_KERNEL: return FE_REACH_NEAR;
+    case FE_LANDED:
+    case FE_RETURNED: return FE_REACH_COLUMN;
+    default: return FE_REACH_ALL;
+    }
+}
 
 #define FE_CELL_WORDS 7
 

@@ -14,7 +14,6 @@
 
 /* What each rank tells the others about its memory. */
 typedef struct introduction {
-    char machine[64]; /* kernel boot id, process-id namespace: who has the same can open /proc/PID/fd/FD */
     uint64_t bytes, nonce;
     int32_t pid, fd;
     fe_card card;
@@ -27,31 +26,18 @@ static size_t page_up(size_t bytes) {
 static void lay_out(fe_heap *heap, size_t body_bytes, size_t user_bytes) {
     size_t control = page_up(sizeof(fe_control));
     heap->scratch_at = page_up((size_t)FE_KINDS * 2 * (size_t)heap->ranks * sizeof(fe_cell));
-    heap->body_at = heap->scratch_at + 2 * FE_SCRATCH;
+    heap->far_at = heap->scratch_at + 2 * FE_SCRATCH;
+    heap->body_at = heap->far_at + page_up(heap->far_bytes);
     heap->user_at = page_up(heap->body_at + body_bytes);
     heap->user_bytes = page_up(user_bytes);
     heap->space_bytes = heap->user_at + heap->user_bytes;
     heap->bytes = heap->memory ? control : control + heap->space_bytes;
 }
 
-size_t fe_heap_bytes(int ranks, size_t body_bytes, size_t user_bytes) {
-    fe_heap heap = {.ranks = ranks};
+size_t fe_heap_bytes(int ranks, size_t far_bytes, size_t body_bytes, size_t user_bytes) {
+    fe_heap heap = {.ranks = ranks, .far_bytes = far_bytes};
     lay_out(&heap, body_bytes, user_bytes);
     return heap.bytes;
-}
-
-/* Two ranks can map each other's memfd when they run on one kernel and see one another's process ids. */
-static void name_machine(char *name, size_t size) {
-    char boot_id[40] = "";
-    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
-    if (file) {
-        if (!fgets(boot_id, sizeof boot_id, file)) boot_id[0] = '\0';
-        fclose(file);
-    }
-    boot_id[strcspn(boot_id, "\n")] = '\0';
-    struct stat namespace = {0};
-    if (stat("/proc/self/ns/pid", &namespace) != 0) namespace.st_ino = 0;
-    snprintf(name, size, "%s/%llu", boot_id, (unsigned long long)namespace.st_ino);
 }
 
 static ferry_status make_own(fe_heap *heap) {
@@ -99,7 +85,7 @@ void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes) {
 #ifdef MADV_POPULATE_WRITE /* else the first steps do it: touching bytes that their owner may write already would lose his */
     int32_t pid = fe_heap_control(heap, heap->rank)->pid;
     for (int r = 0; r < heap->ranks; r++) {
-        if (heap->memory || fe_heap_control(heap, r)->pid == pid)
+        if (heap->memory || !fe_heap_near(heap, r) || fe_heap_control(heap, r)->pid == pid)
             continue; /* a thread's heap is mapped here once for all */
         char *from = heap->space[r] + offset;
         size_t lead = (size_t)((uintptr_t)from % PAGE);
@@ -128,14 +114,11 @@ static ferry_status map_process(fe_heap *heap, int peer, const introduction *the
     return FERRY_OK;
 }
 
-static ferry_status map_peer(fe_heap *heap, int peer, const introduction *theirs, const introduction *mine) {
+static ferry_status map_peer(fe_heap *heap, int peer, const introduction *theirs) {
     if (theirs->bytes != heap->bytes)
         return fe_fail(FERRY_MISMATCH, "rank %d has a heap of %llu bytes, rank %d one of %zu", peer,
                        (unsigned long long)theirs->bytes, heap->rank, heap->bytes);
-    if (strncmp(theirs->machine, mine->machine, sizeof mine->machine) != 0)
-        return fe_fail(FERRY_UNSUPPORTED,
-                       "rank %d runs on another machine than rank %d (%.63s, %.63s): this build has no far path", peer,
-                       heap->rank, theirs->machine, mine->machine);
+    if (!fe_hosts_near(&heap->hosts, peer)) return FERRY_OK;
     fe_mapping *mapping = fe_mapping_find(theirs->nonce);
     if (!mapping) FE_TRY(map_process(heap, peer, theirs, &mapping));
     heap->mapping[peer] = mapping;
@@ -151,13 +134,12 @@ static ferry_status map_peer(fe_heap *heap, int peer, const introduction *theirs
 static ferry_status map_all(fe_heap *heap, fe_boot *boot, const fe_card *card) {
     introduction mine = {
         .bytes = heap->bytes, .nonce = heap->nonce, .pid = (int32_t)getpid(), .fd = heap->fd, .card = *card};
-    name_machine(mine.machine, sizeof mine.machine);
     introduction *all = calloc((size_t)heap->ranks, sizeof *all);
     if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", heap->rank, heap->ranks);
     ferry_status status = fe_boot_allgather(boot, &mine, all, sizeof mine);
     for (int peer = 0; status == FERRY_OK && peer < heap->ranks; peer++)
-        if (peer != heap->rank) status = map_peer(heap, peer, &all[peer], &mine);
-    heap->near_ranks = heap->ranks;
+        if (peer != heap->rank) status = map_peer(heap, peer, &all[peer]);
+    heap->near_ranks = heap->hosts.on_machine;
     free(all);
     return status;
 }
@@ -198,8 +180,8 @@ ferry_status fe_heap_create(fe_boot *boot, size_t body_bytes, size_t user_bytes,
     lay_out(heap, body_bytes, user_bytes);
     FE_TRY(agree(heap, boot, make_all(heap, &card)));
     FE_TRY(agree(heap, boot, map_all(heap, boot, &card)));
-    fe_log(FE_INFO, FE_HEAP, "rank %d: space of %zu bytes, %zu for the user, %d near ranks", heap->rank,
-           heap->space_bytes, heap->user_bytes, heap->near_ranks);
+    fe_log(FE_INFO, FE_HEAP, "rank %d: space of %zu bytes, %zu for the user, host %d of %d", heap->rank,
+           heap->space_bytes, heap->user_bytes, heap->hosts.mine, heap->hosts.count);
     return FERRY_OK;
 }
 
@@ -207,6 +189,7 @@ void fe_heap_destroy(fe_heap *heap) {
     if (heap->memory && heap->space) heap->memory->drop(heap);
     for (int r = 0; heap->mapping && r < heap->ranks; r++) fe_mapping_drop(heap->mapping[r]);
     if (heap->fd >= 0) close(heap->fd);
+    fe_hosts_free(&heap->hosts);
     free(heap->base);
     free(heap->space);
     free(heap->mapping);

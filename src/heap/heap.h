@@ -4,6 +4,7 @@
  *   space   what steps work on, where an offset means the same thing on every rank
  *             0           FE_KINDS x 2 x ranks cells of 64 bytes: cell [kind][half][source] is written by rank `source` alone
  *             scratch_at  2 x FE_SCRATCH bytes for all-gather and broadcast
+ *             far_at      several hosts only: what the network writes for the protocol itself (link/room.h)
  *             body_at     what the layer above asked for (counts, receive and combine buffers)
  *             user_at     ferry_heap_alloc's
  *
@@ -15,11 +16,14 @@
 #include "base/os.h"
 #include "boot/boot.h"
 #include "heap/cell.h"
+#include "heap/hosts.h"
 #include "heap/mapping.h"
 #include <stdbool.h>
 
 #define FE_CACHE_LINE 64
 #define FE_SCRATCH    65536
+
+enum { FE_GROUP_ABORTED = 1, FE_GAVE_UP = 2 }; /* why a rank waits no more: the group ended, or it alone leaves */
 
 typedef struct fe_control {
     uint64_t magic;
@@ -27,10 +31,11 @@ typedef struct fe_control {
     int32_t rank, ranks, pid;
     _Alignas(FE_CACHE_LINE) _Atomic uint32_t bell; /* futex word: rung after a cell is written while somebody sleeps */
     _Atomic uint32_t sleepers;                     /* threads of this rank asleep on the bell */
-    _Alignas(FE_CACHE_LINE) _Atomic uint32_t aborted;
+    _Alignas(FE_CACHE_LINE) _Atomic uint32_t aborted; /* 0: it goes on */
     _Alignas(
         FE_CACHE_LINE) _Atomic uint32_t waiting; /* threads of this rank that wait for other ranks, past spinning */
     _Atomic uint32_t failed; /* a wait of this rank has ended in an error: it is late for a reason */
+    _Atomic uint32_t lost;   /* rank + 1 of a far rank that this rank's network has given up */
     _Atomic int32_t holders; /* others that map its space, where the space is not held by whoever maps it */
 } fe_control;
 
@@ -57,12 +62,13 @@ typedef struct fe_memory {
 
 struct fe_heap {
     int rank, ranks;
+    fe_hosts hosts;
     int near_ranks; /* ranks on this machine, this one included */
     uint64_t nonce;
     size_t bytes; /* of the memfd */
-    size_t scratch_at, body_at, user_at, user_bytes, space_bytes;
-    char **base;             /* [ranks] where each rank's memfd is mapped here */
-    char **space;            /* [ranks] where its space is, in the device's addresses */
+    size_t scratch_at, far_at, far_bytes, body_at, user_at, user_bytes, space_bytes;
+    char **base;             /* [ranks] where each near rank's memfd is mapped here; far: NULL */
+    char **space;            /* [ranks] where its space is, in the device's addresses; far: NULL */
     fe_mapping **mapping;    /* [ranks] */
     const fe_memory *memory; /* NULL: the space is in the memfd */
     void *memory_state;
@@ -71,14 +77,15 @@ struct fe_heap {
     size_t blocks, block_room;
 };
 
-/* [collective over boot] Makes this rank's memory and maps the others'. Set before: rank, ranks, memory, memory_state; fd -1. */
+/* [collective over boot] Makes this rank's memory and maps the others'. Set before: rank, ranks, hosts, far_bytes, memory, memory_state;
+ * fd -1. */
 ferry_status fe_heap_create(fe_boot *boot, size_t body_bytes, size_t user_bytes, fe_heap *heap);
 /* Touches this rank's pages of the space from `offset` on; and, when all ranks have done so, enters the others' into this process's page
  * table. Of memory that is not the host's nothing is to be touched. */
 void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes);
 void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes);
 void fe_heap_destroy(fe_heap *heap);
-size_t fe_heap_bytes(int ranks, size_t body_bytes, size_t user_bytes);
+size_t fe_heap_bytes(int ranks, size_t far_bytes, size_t body_bytes, size_t user_bytes);
 
 /* Offset of an address inside this rank's space; -1 when the range is not wholly inside. */
 int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes);
@@ -93,6 +100,31 @@ size_t fe_heap_largest(const fe_heap *heap);
 
 static inline fe_control *fe_heap_control(const fe_heap *heap, int rank) {
     return (fe_control *)(void *)heap->base[rank];
+}
+
+/* Ranks that this process can load from and store to. */
+static inline bool fe_heap_near(const fe_heap *heap, int rank) {
+    return heap->base[rank] != NULL;
+}
+
+/* Does a note of this kind from `source` come to this rank? With one host all do. */
+static inline bool fe_heap_hears(const fe_heap *heap, fe_kind kind, int source) {
+    if (heap->hosts.count == 1) return true;
+    bool near = fe_heap_near(heap, source), column = heap->hosts.index_of[source] == heap->hosts.index;
+    switch (fe_reach_of(kind)) {
+    case FE_REACH_ALL: return true;
+    case FE_REACH_NEAR:
+        return near || kind == FE_ROWS; /* a far rank's is said here by the gateway that fans out for it */
+    case FE_REACH_COLUMN: return !near && column;
+    }
+    return true;
+}
+
+/* May the payload of a note be read, or has its sayer perhaps said the next one by then? An offer is kept until near ranks have pulled
+ * and the column has returned its sums; other far ranks have no say in it (docs/protocol.md, "Several hosts"). */
+static inline bool fe_heap_reads(const fe_heap *heap, fe_kind kind, int source) {
+    if (heap->hosts.count == 1 || kind != FE_OFFER) return true;
+    return fe_heap_near(heap, source) || heap->hosts.index_of[source] == heap->hosts.index;
 }
 
 /* The cell in `owner`'s space that `source` writes. */

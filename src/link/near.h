@@ -8,15 +8,20 @@ static inline void *fe_near(const fe_heap *heap, int rank, uint64_t offset) {
     return heap->space[rank] + offset;
 }
 
-/* Announces `epoch`, with its payload, in this rank's cell at `owner`, and wakes the owner if it sleeps. Everything that this thread
+/* Announces `epoch`, with its payload, in `source`'s cell at `owner`, and wakes the owner if it sleeps. Everything that this thread
  * stored before (and fenced, if by non-temporal stores) is visible to whoever acquires the epoch. */
-static inline void fe_link_signal(const fe_heap *heap, int owner, fe_kind kind, int half, const uint64_t *word,
-                                  uint64_t epoch) {
-    fe_cell *cell = fe_heap_cell(heap, owner, kind, half, heap->rank);
+static inline void fe_link_signal_for(const fe_heap *heap, int source, int owner, fe_kind kind, int half,
+                                      const uint64_t *word, uint64_t epoch) {
+    fe_cell *cell = fe_heap_cell(heap, owner, kind, half, source);
     memcpy(cell->word, word, sizeof cell->word);
     /* Sequentially consistent: release for the payload, and ordered before fe_watch_ring's look for sleepers. */
     atomic_store(&cell->epoch, epoch);
     fe_watch_ring(heap, owner);
+}
+
+static inline void fe_link_signal(const fe_heap *heap, int owner, fe_kind kind, int half, const uint64_t *word,
+                                  uint64_t epoch) {
+    fe_link_signal_for(heap, heap->rank, owner, kind, half, word, epoch);
 }
 
 /* The payload that `source` left in this rank's cell; after fe_watch_cells has seen its epoch. */

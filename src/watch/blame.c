@@ -32,33 +32,65 @@ static fate process_fate(int pid) {
     return state == 'Z' || state == 'X' ? DEAD : state == 'T' || state == 't' ? STOPPED : ALIVE;
 }
 
-/* How sure we are that a late rank is the cause: 3 dead or stopped, 2 busy elsewhere, 1 itself waiting or failed. */
-static int guilt(const fe_heap *heap, int rank, fate *why) {
+typedef enum weight { WAITING = 1, BUSY = 2, GONE = 3 } weight; /* how sure we are that a late rank is the cause */
+
+static weight guilt(const fe_heap *heap, int rank, fate *why) {
     const fe_control *control = fe_heap_control(heap, rank);
     bool other_process = control->pid != fe_heap_control(heap, heap->rank)->pid;
     *why = other_process ? process_fate(control->pid) : ALIVE;
-    if (*why != ALIVE) return 3;
-    return atomic_load(&control->waiting) || atomic_load(&control->failed) ? 1 : 2;
+    if (*why != ALIVE) return GONE;
+    return atomic_load(&control->waiting) || atomic_load(&control->failed) ? WAITING : BUSY;
+}
+
+static const char *const fates[] = {[ALIVE] = "", [STOPPED] = ", process stopped", [DEAD] = ", process gone"};
+
+/* A far rank is heard through its gateway here: that one's death is the better explanation. */
+static weight accuse_far(const fe_watch *watch, int rank, char *text, size_t size) {
+    const fe_heap *heap = watch->heap;
+    int gateway = fe_hosts_gateway(&heap->hosts, rank);
+    const char *trouble = watch->trouble && gateway == heap->rank ? watch->trouble(watch->far, rank) : NULL;
+    fate why = ALIVE;
+    if (gateway != heap->rank && guilt(heap, gateway, &why) == GONE) {
+        snprintf(text, size, "rank %d (%s, the gateway of rank %d)", gateway, fates[why] + 2, rank);
+        return GONE;
+    }
+    bool lost = atomic_load(&fe_heap_control(heap, gateway)->lost) == (uint32_t)rank + 1;
+    snprintf(text, size, "rank %d (on another host%s%s%s)", rank, lost ? ", its connection is lost" : "",
+             trouble ? ": " : "", trouble ? trouble : "");
+    return lost ? GONE : BUSY;
+}
+
+/* The gateway's own note is missing too, and it is gone: it is named for itself. */
+static bool explained(const fe_watch *watch, int rank, uint64_t epoch, const uint64_t *seen) {
+    fate why;
+    if (fe_heap_near(watch->heap, rank)) return false;
+    int gateway = fe_hosts_gateway(&watch->heap->hosts, rank);
+    return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == GONE;
+}
+
+static weight accuse_near(const fe_watch *watch, int rank, uint64_t epoch, uint64_t seen, char *text, size_t size) {
+    fate why;
+    weight w = guilt(watch->heap, rank, &why);
+    snprintf(text, size, "rank %d (reached %llu of %llu%s)", rank, (unsigned long long)seen, (unsigned long long)epoch,
+             fates[why]);
+    return w;
 }
 
 ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t epoch, const uint64_t *seen) {
     const fe_heap *heap = watch->heap;
-    char names[FE_SENTENCE / 2];
-    int most = 0;
+    char names[FE_SENTENCE / 2], text[FE_SENTENCE / 4];
+    weight most = 0;
     size_t used = 0;
     atomic_store(&fe_heap_control(heap, heap->rank)->failed, 1);
     for (int r = 0; r < heap->ranks; r++) {
-        if (seen[r] >= epoch) continue;
-        fate why;
-        int weight = guilt(heap, r, &why);
-        if (weight < most) continue;
-        if (weight > most) used = 0;
-        most = weight;
-        static const char *const notes[] = {[ALIVE] = "", [STOPPED] = ", process stopped", [DEAD] = ", process gone"};
+        if (seen[r] >= epoch || explained(watch, r, epoch, seen)) continue;
+        weight w = fe_heap_near(heap, r) ? accuse_near(watch, r, epoch, seen[r], text, sizeof text)
+                                         : accuse_far(watch, r, text, sizeof text);
+        if (w < most) continue;
+        if (w > most) used = 0;
+        most = w;
         if (used < sizeof names)
-            used += (size_t)snprintf(names + used, sizeof names - used, "%srank %d (reached %llu of %llu%s)",
-                                     used ? ", " : "", r, (unsigned long long)seen[r], (unsigned long long)epoch,
-                                     notes[why]);
+            used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", text);
     }
     return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms in %s for %s", heap->rank,
                    (long long)(watch->timeout_ns / 1000000), step, used ? names : "a rank that came just now");
@@ -68,6 +100,7 @@ ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint6
     const fe_heap *heap = watch->heap;
     int64_t deadline = 0;
     for (int r = 0; r < heap->ranks; r++) {
+        if (!fe_heap_hears(heap, kind, r)) continue;
         awaited a = {fe_heap_cell(heap, heap->rank, kind, half, r), epoch};
         if (cell_reached(&a)) continue;
         if (!deadline) deadline = fe_now_ns() + watch->timeout_ns;
@@ -75,7 +108,9 @@ ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint6
         if (waited == FE_LATE) {
             uint64_t seen[FERRY_MAX_RANKS] = {0};
             for (int i = 0; i < heap->ranks; i++)
-                seen[i] = atomic_load(&fe_heap_cell(heap, heap->rank, kind, half, i)->epoch);
+                seen[i] = !fe_heap_hears(heap, kind, i)
+                              ? epoch
+                              : atomic_load(&fe_heap_cell(heap, heap->rank, kind, half, i)->epoch);
             return fe_watch_blame(watch, step, epoch, seen);
         }
         if (waited == FE_ABORTED) atomic_store(&fe_heap_control(heap, heap->rank)->failed, 1);

@@ -8,7 +8,9 @@ ferry_status fe_watch_init(fe_watch *watch, const fe_heap *heap, int timeout_ms)
     /* Spinning pays only while the rank waited for has a core of its own. With more ranks than cores it costs a scheduler
      * slice (8 to 16 ms, measured) a flag, yielding 1 to 3 us. */
     int64_t spin;
-    FE_TRY(fe_env_number(FE_ENV_FERRY_SPIN, heap->near_ranks > fe_cores() ? 0 : 100, 0, 1000000, &spin));
+    int threads =
+        heap->near_ranks * (heap->hosts.count > 1 ? 2 : 1); /* with several hosts each has a proxy that polls */
+    FE_TRY(fe_env_number(FE_ENV_FERRY_SPIN, threads > fe_cores() ? 0 : 100, 0, 1000000, &spin));
     *watch = (fe_watch){.heap = heap, .timeout_ns = (int64_t)timeout_ms * 1000000, .spin = (int)spin};
     return FERRY_OK;
 }
@@ -55,19 +57,24 @@ void fe_watch_ring(const fe_heap *heap, int rank) {
     fe_futex_wake(&control->bell);
 }
 
-static void abort_rank(const fe_heap *heap, int rank) {
+static void abort_rank(const fe_heap *heap, int rank, uint32_t how) {
     fe_control *control = fe_heap_control(heap, rank);
-    atomic_store(&control->aborted, 1);
+    uint32_t running = 0;
+    if (how == FE_GAVE_UP)
+        atomic_compare_exchange_strong(&control->aborted, &running, how);
+    else
+        atomic_store(&control->aborted, how);
     atomic_fetch_add(&control->bell, 1);
     fe_futex_wake(&control->bell);
 }
 
 void fe_watch_abort(const fe_heap *heap) {
-    for (int r = 0; r < heap->ranks; r++) abort_rank(heap, r);
+    for (int r = 0; r < heap->ranks; r++)
+        if (fe_heap_near(heap, r)) abort_rank(heap, r, FE_GROUP_ABORTED);
 }
 
 void fe_watch_give_up(const fe_heap *heap) {
-    abort_rank(heap, heap->rank);
+    abort_rank(heap, heap->rank, FE_GAVE_UP);
 }
 
 ferry_status fe_watch_aborted(const fe_heap *heap) {

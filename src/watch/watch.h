@@ -9,6 +9,9 @@ typedef struct fe_watch {
     const fe_heap *heap;
     int64_t timeout_ns;
     int spin; /* pauses before the first yield; 0 where ranks outnumber cores */
+    /* What the network has to say of a far rank; NULL: nothing, or there is no network. The text lives as long as `far`. */
+    const char *(*trouble)(const void *far, int rank);
+    const void *far;
 } fe_watch;
 
 /* Reads FERRY_SPIN. */
@@ -22,7 +25,7 @@ typedef enum fe_waited { FE_ARRIVED, FE_LATE, FE_ABORTED } fe_waited;
 /* deadline: by fe_now_ns(). */
 fe_waited fe_watch_wait(const fe_watch *watch, fe_ready_fn ready, const void *what, int64_t deadline);
 
-/* Waits until every rank's cell [kind][half] in this rank's heap has reached epoch. `step` is what the sentence calls it. */
+/* Waits until the cell [kind][half] in this rank's heap of every rank that says such notes to it has reached epoch. `step` is what the sentence calls it. */
 ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step);
 
 /* FERRY_TIMEOUT, with a sentence that names whose fault it is: of the ranks that have not reached the epoch, by what was seen of each. */
@@ -32,7 +35,7 @@ ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t ep
  * (fe_link_signal does). */
 void fe_watch_ring(const fe_heap *heap, int rank);
 
-/* Marks this rank's group as aborted in every rank's memory and wakes everybody. */
+/* Marks this rank's group as aborted in every near rank's memory and wakes them; proxies carry it to other hosts. */
 void fe_watch_abort(const fe_heap *heap);
 /* This rank alone gives up: what still waits on one of its streams ends as if the group were aborted. */
 void fe_watch_give_up(const fe_heap *heap);

@@ -359,36 +359,64 @@ static void add_row(const oracle_combine *m, int rank, int64_t slot, const float
     }
 }
 
-static void sum_rows(const oracle *o, const oracle_combine *m, int source, int token, float *sum, uint8_t *row) {
+static int host_of(const oracle *o, int rank) {
+    return o->config.hosts > 1 ? rank / (o->config.ranks / o->config.hosts) : 0;
+}
+
+/* Adds the rows that lie on one host. Returns how many there were. */
+static int sum_host(const oracle *o, const oracle_combine *m, int source, int token, int host, float *sum,
+                    uint8_t *row) {
     const int topk = o->config.topk;
+    int rows = 0;
     int64_t slot;
     if (m->weighted) {
         for (int c = 0; c < topk; c++) {
             int rank = oracle_place(o, source, token, c, &slot);
-            if (rank >= 0) add_row(m, rank, slot, &m->weights[(size_t)token * (size_t)topk + (size_t)c], sum, row);
+            if (rank < 0 || host_of(o, rank) != host) continue;
+            add_row(m, rank, slot, &m->weights[(size_t)token * (size_t)topk + (size_t)c], sum, row);
+            rows++;
         }
-        return;
+        return rows;
     }
     /* RANK goes through the ranks in ascending order; the others have one pass in choice order. */
     bool by_rank = o->config.layout == FERRY_LAYOUT_RANK;
     for (int r = 0; r < (by_rank ? o->config.ranks : 1); r++)
         for (int c = 0; c < topk; c++) {
             int rank = oracle_place(o, source, token, c, &slot);
-            if (rank < 0 || (by_rank && rank != r) || !first_of_row(o, source, token, c)) continue;
+            if (rank < 0 || host_of(o, rank) != host || (by_rank && rank != r) || !first_of_row(o, source, token, c))
+                continue;
             add_row(m, rank, slot, NULL, sum, row);
+            rows++;
         }
+    return rows;
+}
+
+/* The owner's host first; then each other one, ascending, brings its own sum, rounded to the rows' type. */
+static void sum_rows(const oracle *o, const oracle_combine *m, int source, int token, float *sum, float *part,
+                     uint8_t *row) {
+    sum_host(o, m, source, token, host_of(o, source), sum, row);
+    for (int h = 0; h < o->config.hosts; h++) {
+        if (o->config.hosts < 2 || h == host_of(o, source)) continue;
+        for (int i = 0; i < m->columns; i++) part[i] = 0;
+        if (sum_host(o, m, source, token, h, part, row) == 0) continue;
+        for (int i = 0; i < m->columns; i++) {
+            narrow(m->in_type, row, 0, part[i]);
+            sum[i] += widen(m->in_type, row, 0);
+        }
+    }
 }
 
 void oracle_combine_token(const oracle *o, const oracle_combine *m, int source, int token, uint8_t *out, float *weights,
                           void *scratch) {
     float *sum = scratch;
     uint8_t *row = (uint8_t *)scratch + (size_t)m->columns * 4;
+    float *part = sum + 2 * (size_t)m->columns; /* touched only where there are several hosts */
     size_t bias_at = (size_t)token * (size_t)m->columns * ferry_dtype_bytes(m->in_type);
     for (int i = 0; i < m->columns; i++) {
         sum[i] = m->bias[0] ? widen(m->in_type, m->bias[0] + bias_at, i) : 0;
         if (m->bias[1]) sum[i] += widen(m->in_type, m->bias[1] + bias_at, i);
     }
-    sum_rows(o, m, source, token, sum, row);
+    sum_rows(o, m, source, token, sum, part, row);
     for (int i = 0; i < m->columns; i++) narrow(m->out_type, out, i, sum[i]);
     for (int c = 0; m->weight && c < o->config.topk; c++) {
         int64_t slot;

@@ -20,6 +20,7 @@ typedef struct oracle_config {
     ferry_dtype dtype;
     size_t scale_bytes; /* carried scales of a row; 0: none */
     ferry_cast cast;
+    int hosts; /* that the ranks are on, in blocks of equal size; 0 and 1: one */
 } oracle_config;
 
 /* One rank's inputs, contiguous. Kept by pointer: they must outlive the oracle. */
@@ -86,7 +87,7 @@ typedef struct oracle_combine {
 } oracle_combine;
 
 /* The combined row of a token of `source`, and, where combine->weight is set, the [topk] weights that come back.
- * scratch: columns * (4 + 4) bytes. */
+ * scratch: columns * (4 + 4) bytes, and 4 more where there are several hosts. */
 void oracle_combine_token(const oracle *o, const oracle_combine *combine, int source, int token, uint8_t *out,
                           float *weights, void *scratch);
 

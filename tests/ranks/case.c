@@ -102,7 +102,8 @@ static int64_t case_slots(const xcase *c) {
 }
 
 void case_fix(xcase *c) {
-    clamp(&c->ranks, 1, CASE_RANKS);
+    clamp(&c->ranks, 1, CASE_RANKS / ranks_hosts() * ranks_hosts());
+    c->ranks = ranks_even((int)c->ranks);
     clamp(&c->threads, 1, 2);
     clamp(&c->experts, 1, 4096);
     clamp(&c->topk, 1, FERRY_MAX_TOPK);

@@ -175,6 +175,7 @@ bool case_build(const xcase *c, const case_choices *given, case_data *d) {
         if (!make_rank(d, r, given)) return false;
     oracle_config config = {
         .ranks = (int)c->ranks,
+        .hosts = c->ranks > 1 ? ranks_hosts() : 1,
         .experts = (int)c->experts,
         .topk = (int)c->topk,
         .max_tokens = (int)c->tokens,

@@ -73,7 +73,7 @@ bool exchange_check_combine(exchange *x, int round) {
                         .weight = c->grad ? weight_of_slot : NULL,
                         .context = &this_round};
     size_t out_bytes = (size_t)c->columns * ferry_dtype_bytes((ferry_dtype)c->out_type);
-    uint8_t *out = exchange_own(x, out_bytes), *scratch = exchange_own(x, (size_t)c->columns * 8);
+    uint8_t *out = exchange_own(x, out_bytes), *scratch = exchange_own(x, (size_t)c->columns * 12);
     float weights[FERRY_MAX_TOPK];
     ranks_step(x->env, "comparing combine %d", round);
     for (int t = 0; t < x->tokens; t++) {

@@ -78,6 +78,15 @@ int64_t ranks_env_number(const char *name, int64_t fallback) {
     return text && *text ? strtoll(text, NULL, 0) : fallback;
 }
 
+int ranks_hosts(void) {
+    return (int)ranks_env_number("FERRY_HOSTS", 1);
+}
+
+int ranks_even(int ranks) {
+    int hosts = ranks_hosts();
+    return (ranks + hosts - 1) / hosts * hosts;
+}
+
 ferry_device ranks_device(void) {
     const char *name = getenv("FERRY_TEST_DEVICE");
     if (!name || !*name || strcmp(name, "cpu") == 0) return FERRY_CPU;

@@ -46,6 +46,11 @@ typedef struct ranks_recipe {
 /* ranks_run for many short runs: on a device whose start in a process is slow, processes are kept from run to run, until one fails. */
 bool ranks_run_kept(ranks_how how, int ranks, int deadline_ms, const ranks_recipe *recipe, char *why);
 
+/* FERRY_HOSTS: the pretend hosts that ranks are split over; 1: none. */
+int ranks_hosts(void);
+/* As many ranks, or the next number that the hosts can share. */
+int ranks_even(int ranks);
+
 /* FERRY_TEST_DEVICE. */
 ferry_device ranks_device(void);
 /* Memory for a tensor or for what a call of the library fills: it suits the device, and is freed when the rank's function has

@@ -57,10 +57,18 @@ static bool same(rank_env *env, const uint8_t *at, size_t n, int rank, const cha
     return true;
 }
 
+/* A rank of another pretend host: nothing of its heap can be pointed at. */
+static bool is_far(const rank_env *env, int rank) {
+    int each = env->ranks / ranks_hosts();
+    return rank / each != env->rank / each;
+}
+
 /* Bytes of rank `rank`'s heap, through its pointer where that is memory of the host's. */
 static bool peek(rank_env *env, const place *p, uint8_t *to, const uint8_t *at, size_t n, int rank) {
-    if (ranks_device() == FERRY_CPU)
-        memcpy(to, ferry_heap_ptr(p->group, at, rank), n);
+    const void *pointer = ranks_device() == FERRY_CPU ? ferry_heap_ptr(p->group, at, rank) : NULL;
+    RANK_CHECK(env, pointer || ranks_device() != FERRY_CPU || is_far(env, rank));
+    if (pointer)
+        memcpy(to, pointer, n);
     else
         RANK_OK(env, ferry_get(p->group, to, at, n, rank, NULL));
     return true;
@@ -92,8 +100,8 @@ static bool alloc_rank(rank_env *env) {
             if (!peek(env, &p, room, block[i], bytes, r) || !same(env, room, bytes, r + i, "peer's block"))
                 return false;
         }
-        uint8_t *inside = ferry_heap_ptr(p.group, block[7] + 5000, r);
-        RANK_CHECK(env, inside == (uint8_t *)ferry_heap_ptr(p.group, block[7], r) + 5000);
+        uint8_t *inside = ferry_heap_ptr(p.group, block[7] + 5000, r), *begin = ferry_heap_ptr(p.group, block[7], r);
+        RANK_CHECK(env, is_far(env, r) ? !inside && !begin : inside == begin + 5000);
     }
     RANK_OK(env, ferry_barrier(p.group, NULL));
     for (int i = 0; i < 8; i += 2) RANK_OK(env, ferry_heap_free(p.group, block[i]));

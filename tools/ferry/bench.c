@@ -1,5 +1,6 @@
 /* ferry bench: the options, and the order of things. */
 #include "bench.h"
+#include "base/env.h"
 #include "boot/place.h"
 #include "hardware.h"
 #include "model.h"
@@ -39,6 +40,16 @@ static const char notes[] =
     "for\n"
     "  combine the row kernel's sum over the same rows, two copies of them by turns too. 'of floor' is the floor's "
     "median / the median.\n"
+    "\n"
+    "Several hosts (FERRY_HOSTS=n splits the ranks over n pretend ones)\n"
+    "  on the wire: bytes that one dispatch writes to other hosts, notes and headers included, for each token that it "
+    "sends;\n"
+    "  rows: other hosts where a token has a place, on average: each such row crosses once. Bare writes: 1 MiB each, "
+    "from "
+    "every\n"
+    "  rank to its partner on the next host, all at once, by libfabric alone; 'of them' is the time that a step's rows "
+    "would\n"
+    "  take so / the step's median. Combine sends one summed bf16 row back for each such row.\n"
     "\n"
     "On a GPU (--device cuda)\n"
     "  Inputs and results lie in GPU memory. A sample is --batch steps queued on a stream, from a host clock before "
@@ -149,6 +160,10 @@ static bool derive(fe_bench *b) {
     b->fp8 = o->dtype == 1 || o->cast;
     b->weighted = o->weighted == 1 || (o->weighted == 0 && b->mode == FERRY_LATENCY);
     b->zero_copy = o->zero_copy == 0;
+    int64_t hosts;
+    if (fe_env_number(FE_ENV_FERRY_HOSTS, 1, 1, FERRY_MAX_RANKS, &hosts) != FERRY_OK) return refuse(ferry_last_error());
+    b->hosts = o->ranks > 1 ? (int)hosts : 1;
+    if (o->ranks % b->hosts) return refuse("--ranks must be a multiple of FERRY_HOSTS");
     if (o->hidden % 16) return refuse("--hidden must be a multiple of 16");
     if (o->layer >= 0 && !o->routes) return refuse("--layer goes with --routes");
     if (o->routes && o->skew > 0) return refuse("--skew goes with random routing, not with --routes");

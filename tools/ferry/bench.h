@@ -1,5 +1,5 @@
 /* ferry bench, inside: bench.c reads the options, bench_plan.c makes the inputs, bench_lane.c runs a rank, bench_floor.c the
- * plain copies and sums it is compared with, bench_gpu.c has what is different on a GPU, bench_check.c compares with the oracle,
+ * plain copies and sums it is compared with, bench_far.c what crosses between hosts, bench_gpu.c has what is different on a GPU, bench_check.c compares with the oracle,
  * bench_report.c prints. */
 #ifndef FERRY_TOOL_BENCH_H
 #define FERRY_TOOL_BENCH_H
@@ -40,9 +40,12 @@ typedef struct fe_bench_options {
 
 typedef struct fe_bench_shared { /* what ranks tell the parent */
     double flag_rtt_us;
-    double copy_rate; /* GPU: bytes read and written a second by a copy inside its memory; 0: not known */
-    double link_rate; /* bytes a second from every GPU to another; 0: there is one */
-    int gpus;         /* ranks take turns over them */
+    double
+        wire_bytes[FE_RANKS_MAX]; /* several hosts: that a dispatch sends to other hosts, by rank, everything counted */
+    double wire_rate;             /* bytes a second of bare writes between two ranks, all ranks at once; 0: one host */
+    double copy_rate;             /* GPU: bytes read and written a second by a copy inside its memory; 0: not known */
+    double link_rate;             /* bytes a second from every GPU to another; 0: there is one */
+    int gpus;                     /* ranks take turns over them */
     _Alignas(64) _Atomic uint32_t ping;
     _Alignas(64) _Atomic uint32_t pong;
     char check[FE_RANKS_MAX][FE_BENCH_SAY]; /* "" : equal to the oracle */
@@ -59,6 +62,7 @@ typedef struct fe_bench {
     int max_tokens, threads;
     size_t in_bytes, row_bytes, scale_bytes,
         back_bytes;        /* of a row as given, as it travels, its scales, as it comes back */
+    int hosts;             /* FERRY_HOSTS: pretended ones that the ranks are split over */
     size_t in_scale_bytes; /* of the scales as given: 0 with a cast */
     int64_t slots;         /* rows that a receive buffer of any rank must hold */
     int64_t copies;        /* rows received by all ranks together */
@@ -129,6 +133,9 @@ bool fe_gpu_give_tables(fe_lane *lane, ferry_dispatch_out *out);
 bool fe_gpu_measure_copy(fe_lane *lane);
 /* A batch of steps queued on the stream, between two looks at the clock; what one of them took goes to *us. */
 bool fe_gpu_timed(fe_lane *lane, fe_measure m, double *us);
+
+/* bench_far.c: what a dispatch puts on the wire, and how fast bare writes are. Nothing with one host. */
+bool fe_far_measure(fe_lane *lane);
 
 /* bench_check.c: a dispatch and a combine, compared with the oracle. What differs goes to shared->check. false: a call failed. */
 bool fe_bench_check(fe_lane *lane);

@@ -128,7 +128,7 @@ bool fe_bench_check(fe_lane *lane) {
     size_t hidden = (size_t)lane->bench->o.hidden;
     size_t bytes = (size_t)lane->bench->tokens[lane->self->rank].tokens * lane->bench->back_bytes;
     ferry_combine_in in;
-    uint8_t *row = malloc(2 * hidden), *scratch = malloc(8 * hidden);
+    uint8_t *row = malloc(2 * hidden), *scratch = malloc(12 * hidden);
     bool good = row && scratch;
     if (!good) fe_rank_fail(lane->self, "no memory for the check");
     good = good && check_dispatch(lane, row, scratch);

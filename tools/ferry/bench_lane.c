@@ -219,6 +219,7 @@ static bool run(fe_lane *lane) {
         return false;                               /* combine wants one before it in LATENCY mode */
     if (!fe_rank_barrier(lane->self)) return false; /* from here on all inputs are filled */
     if (b->o.check && !fe_bench_check(lane)) return false;
+    if (b->hosts > 1 && !fe_far_measure(lane)) return false;
     if (!(b->gpu ? fe_gpu_measure_copy(lane) : measure_flag(lane)) || !measure_all(lane)) return false;
     return !b->o.check || fe_bench_check(lane);
 }

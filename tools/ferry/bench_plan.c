@@ -110,6 +110,7 @@ static bool make_plan(fe_bench *b, char *why) {
                             .layout = b->layout,
                             .mode = b->mode,
                             .columns = b->o.hidden,
+                            .hosts = b->hosts,
                             .dtype = b->fp8 && !b->o.cast ? FERRY_E4M3 : FERRY_BF16,
                             .scale_bytes = b->in_scale_bytes,
                             .cast = b->o.cast ? FERRY_CAST_E4M3 : FERRY_CAST_NONE};

@@ -145,6 +145,50 @@ static const char *ranks_as(const fe_bench *b) {
     return b->launched ? "launched processes" : b->processes ? "processes" : "threads";
 }
 
+typedef struct wire { /* averages over all tokens of all ranks */
+    double bytes, rows, overhead;
+} wire;
+
+/* Rows that cross: one for each other host where a token has a place. */
+static wire count_wire(const fe_bench *b) {
+    wire w = {0};
+    double tokens = 0;
+    int each = b->o.ranks / b->hosts;
+    for (int r = 0; r < b->o.ranks; r++) {
+        tokens += b->tokens[r].tokens;
+        w.bytes += b->shared->wire_bytes[r];
+        for (int t = 0; t < b->tokens[r].tokens; t++) {
+            bool there[FE_RANKS_MAX] = {false};
+            for (int k = 0; k < b->o.topk; k++) {
+                int64_t slot = 0;
+                int rank = oracle_place(b->plan, r, t, k, &slot);
+                if (rank < 0 || rank / each == r / each || there[rank / each]) continue;
+                there[rank / each] = true;
+                w.rows++;
+            }
+        }
+    }
+    w.bytes /= tokens;
+    w.rows /= tokens;
+    w.overhead = w.bytes / (w.rows * (double)(b->row_bytes + b->scale_bytes)) - 1;
+    return w;
+}
+
+/* What the wire alone takes of a step, as a share of its time. */
+static double of_wire(const fe_bench *b, fe_measure m) {
+    double rows = count_wire(b).rows * b->max_tokens;
+    double bytes = rows * (double)(m == FE_M_DISPATCH ? b->row_bytes + b->scale_bytes : b->back_bytes);
+    return bytes / b->shared->wire_rate * 1e6 / collect(b, m).median;
+}
+
+static void print_wire(const fe_bench *b) {
+    wire w = count_wire(b);
+    printf("\n%d hosts of %d ranks: %.0f bytes on the wire for each token, %.3f rows of %zu and %.1f%% beside them",
+           b->hosts, b->o.ranks / b->hosts, w.bytes, w.rows, b->row_bytes + b->scale_bytes, 100 * w.overhead);
+    printf("\nbare writes of 1 MiB: %.2f GB/s out of each rank; dispatch reaches %.0f%% of them, combine %.0f%%",
+           b->shared->wire_rate / 1e9, 100 * of_wire(b, FE_M_DISPATCH), 100 * of_wire(b, FE_M_COMBINE));
+}
+
 void fe_bench_print(const fe_bench *b) {
     char power[80];
     printf("%d ranks as %s, %s, %s, %s; %d tokens a rank, hidden %d, top-%d of %d "
@@ -167,6 +211,7 @@ void fe_bench_print(const fe_bench *b) {
     if (b->shared->link_rate > 0)
         printf("\nlink copy %.0f GB/s out of each of %d GPUs, and as much into it", b->shared->link_rate / 1e9,
                b->shared->gpus);
+    if (b->hosts > 1) print_wire(b);
     if (b->shared->flag_rtt_us > 0) printf("\nflag round trip %.2f us", b->shared->flag_rtt_us);
     printf("\ncheck: %s\n", check_text(b));
 }
@@ -245,6 +290,16 @@ cJSON *fe_bench_json(const fe_bench *b, int argc, char **argv) {
     if (b->shared->copy_rate > 0) add_number(object, "copy_gbps", b->shared->copy_rate / 1e9);
     if (b->shared->link_rate > 0) add_number(object, "link_gbps", b->shared->link_rate / 1e9);
     if (b->shared->gpus > 0) cJSON_AddNumberToObject(object, "gpus", b->shared->gpus);
+    if (b->hosts > 1) {
+        cJSON *far = cJSON_AddObjectToObject(object, "far");
+        wire w = count_wire(b);
+        cJSON_AddNumberToObject(far, "hosts", b->hosts);
+        add_number(far, "wire_bytes_per_token", w.bytes);
+        add_number(far, "wire_rows_per_token", w.rows);
+        add_number(far, "wire_gbps", b->shared->wire_rate / 1e9);
+        add_number(far, "dispatch_of_wire", of_wire(b, FE_M_DISPATCH));
+        add_number(far, "combine_of_wire", of_wire(b, FE_M_COMBINE));
+    }
     if (b->shared->flag_rtt_us > 0) add_number(object, "flag_rtt_us", b->shared->flag_rtt_us);
     return object;
 }

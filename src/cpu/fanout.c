@@ -1,0 +1,139 @@
+/* Dispatch from other hosts: what this rank's column has sent is handed on to the ranks here. */
+#include "cpu/far.h"
+
+#define CHUNK 16 /* records a worker takes at a time */
+
+typedef struct job {
+    const fe_crew *crew;
+    const fe_pass *pass;
+    const fe_far_route *far;
+    size_t stride;
+    bool past_cache;
+    int64_t records; /* of all hosts: first those of the first one */
+    _Atomic int64_t next;
+    _Atomic int unsound; /* 1 + the host that sent nonsense */
+    fe_target target[];  /* [ranks] */
+} job;
+
+static uint64_t landing_of(const fe_far_route *far, int half, int host) {
+    return far->boxes->landing[half] + (uint64_t)host * far->boxes->box_bytes;
+}
+
+static int64_t records_from(const job *j, int host) {
+    const fe_heap *heap = &j->crew->engine->heap;
+    if (host == j->far->hosts->mine) return 0;
+    int source = fe_hosts_rank(j->far->hosts, host, j->far->hosts->index);
+    return (int64_t)fe_link_words(heap, FE_LANDED, j->pass->half, source)[FE_LANDED_RECORDS];
+}
+
+static void hand_on(const job *j, int source, const fe_record *r) {
+    const fe_shape *shape = &j->pass->route->shape;
+    const fe_scatter *s = &j->pass->scatter;
+    const char *row = (const char *)r + j->far->header;
+    const fe_choices choices = {.source = source,
+                                .token = r->token,
+                                .home = fe_record_home(r, shape->topk),
+                                .slot = fe_record_slot(r, shape->topk),
+                                .weight = j->pass->route->table.weights ? fe_record_weight(r, shape->topk) : NULL};
+    for (int i = 0; i < r->fan; i++) {
+        int choice = fe_record_order(r)[i];
+        const fe_target *to = &j->target[shape->map->home_rank[choices.home[choice]]];
+        size_t at = (size_t)choices.slot[choice];
+        if (j->past_cache)
+            j->crew->rows->stream(to->rows + at * to->row_stride, row, s->row_bytes, NULL);
+        else
+            j->crew->rows->copy(to->rows + at * to->row_stride, row, s->row_bytes);
+        if (s->scale_bytes) memcpy(to->scales + at * to->scale_stride, row + s->row_bytes, s->scale_bytes);
+        if (s->topk) fe_target_tell(shape, to, &choices, choice);
+    }
+}
+
+/* The first dispatch of a route keeps what combine needs; later ones bring the same. */
+static void keep(const job *j, int host, int64_t number, const fe_record *r) {
+    if (j->far->kept_count[host] >= 0) return;
+    memcpy((void *)(uintptr_t)fe_record_kept(j->far, j->pass->route->shape.max_tokens, host, number), r,
+           j->far->header);
+}
+
+static bool take_record(job *j, int64_t number) {
+    const fe_heap *heap = &j->crew->engine->heap;
+    int host = 0;
+    while (number >= records_from(j, host)) number -= records_from(j, host++);
+    uint64_t at = landing_of(j->far, j->pass->half, host) + j->far->boxes->tail_bytes + (uint64_t)number * j->stride;
+    const fe_record *r = fe_near(heap, heap->rank, at);
+    if (!fe_record_sound(&j->pass->route->shape, j->far, r)) {
+        atomic_store(&j->unsound, host + 1);
+        return false;
+    }
+    keep(j, host, number, r);
+    hand_on(j, fe_hosts_rank(j->far->hosts, host, j->far->hosts->index), r);
+    return true;
+}
+
+static void work(void *context, int worker, int workers) {
+    (void)worker, (void)workers;
+    job *j = context;
+    for (;;) {
+        int64_t from = atomic_fetch_add_explicit(&j->next, CHUNK, memory_order_relaxed);
+        for (int64_t i = from; i < j->records && i < from + CHUNK; i++)
+            if (!take_record(j, i)) return;
+        if (from >= j->records) break;
+    }
+    if (j->past_cache) j->crew->rows->fence();
+}
+
+/* Fixed slots: the counts that came before the records, to where a near sender would have written them. */
+static void hand_on_tails(const job *j, int host, int source) {
+    const fe_heap *heap = &j->crew->engine->heap;
+    const fe_shape *shape = &j->pass->route->shape;
+    size_t width = (size_t)shape->map->most_local;
+    const int32_t *tails = fe_near(heap, heap->rank, landing_of(j->far, j->pass->half, host));
+    for (int i = 0; i < j->far->hosts->each; i++) {
+        int32_t *to = fe_near(heap, fe_hosts_rank(j->far->hosts, j->far->hosts->mine, i), j->pass->scatter.tails_at);
+        to += ((size_t)j->pass->half * (size_t)shape->ranks + (size_t)source) * width;
+        memcpy(to, tails + (size_t)i * width, width * sizeof *to);
+    }
+}
+
+static void say_rows(const job *j) {
+    static const uint64_t nothing[FE_CELL_WORDS];
+    const fe_heap *heap = &j->crew->engine->heap;
+    for (int h = 0; h < j->far->hosts->count; h++) {
+        if (h == j->far->hosts->mine) continue;
+        int source = fe_hosts_rank(j->far->hosts, h, j->far->hosts->index);
+        if (fe_slots_fixed(&j->pass->route->shape)) hand_on_tails(j, h, source);
+        if (j->far->kept_count[h] < 0) j->far->kept_count[h] = (int32_t)records_from(j, h);
+        for (int i = 1; i <= j->far->hosts->each; i++) {
+            int owner =
+                fe_hosts_rank(j->far->hosts, j->far->hosts->mine, (j->far->hosts->index + i) % j->far->hosts->each);
+            fe_link_signal_for(heap, source, owner, FE_ROWS, j->pass->half, nothing, j->pass->await.epoch);
+        }
+    }
+}
+
+ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass) {
+    const fe_heap *heap = &crew->engine->heap;
+    job *j = fe_pool_own_bench(crew->pool);
+    *j = (job){
+        .crew = crew, .pass = pass, .far = &pass->route->far, .stride = (size_t)pass->await.word[FE_LANDED_STRIDE]};
+    for (int i = 0; i < heap->hosts.each; i++) {
+        int r = fe_hosts_rank(&heap->hosts, heap->hosts.mine, i);
+        j->target[r] = fe_target_read(heap, pass->half, r);
+    }
+    for (int h = 0; h < heap->hosts.count; h++) {
+        int64_t records = records_from(j, h);
+        if (records < 0 || records > pass->route->shape.max_tokens)
+            return fe_fail(FERRY_SYSTEM, "rank %d: %s: rank %d says that it sent %lld tokens, max_tokens is %d",
+                           heap->rank, pass->step, fe_hosts_rank(&heap->hosts, h, heap->hosts.index),
+                           (long long)records, pass->route->shape.max_tokens);
+        j->records += records;
+    }
+    j->past_cache = j->records * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
+    fe_pool_run(crew->pool, work, j, (j->records + CHUNK - 1) / CHUNK);
+    int unsound = atomic_load(&j->unsound);
+    if (unsound)
+        return fe_fail(FERRY_SYSTEM, "rank %d: %s: a token of rank %d's names places that do not exist", heap->rank,
+                       pass->step, fe_hosts_rank(&heap->hosts, unsound - 1, heap->hosts.index));
+    say_rows(j);
+    return FERRY_OK;
+}

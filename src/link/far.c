@@ -1,0 +1,223 @@
+#include "link/far.h"
+#include "base/env.h"
+#include "base/log.h"
+#include "link/proxy.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- making ---- */
+
+static void send_answer(void *context, int rank, const fe_mail *answer) {
+    fe_far *f = context;
+    const fe_heap *heap = f->heap;
+    uint64_t out = fe_room_mail(heap, FE_REPLY_OUT, rank);
+    memcpy(fe_near(heap, heap->rank, out), answer, sizeof *answer);
+    fe_order order = {.peer = rank,
+                      .immediate = fe_immediate_pack(FE_REPLY, 0, 0, heap->rank),
+                      .local = out,
+                      .remote = fe_room_mail(heap, FE_REPLY_IN, heap->rank),
+                      .bytes = sizeof *answer};
+    fe_proxy_hold(f, &order);
+}
+
+static void take_answer(void *context, int rank) {
+    fe_far *f = context;
+    const fe_mail *answer = fe_near(f->heap, f->heap->rank, fe_room_mail(f->heap, FE_REPLY_IN, rank));
+    atomic_store(&f->answered[rank], answer->number);
+    fe_watch_ring(f->heap, f->heap->rank);
+}
+
+static void take_abort(void *context) {
+    fe_watch_abort(((fe_far *)context)->heap);
+}
+
+static ferry_status make_tables(fe_far *f) {
+    const fe_heap *heap = f->heap;
+    size_t ranks = (size_t)heap->ranks, boxes = (size_t)FE_KINDS * 2 * (size_t)heap->hosts.count;
+    f->chunks = calloc(boxes, sizeof *f->chunks);
+    f->puts = calloc(ranks, sizeof *f->puts);
+    f->flushed = calloc(ranks, sizeof *f->flushed);
+    f->bytes = calloc(ranks, sizeof *f->bytes);
+    f->answered = calloc(ranks, sizeof *f->answered);
+    f->asked = calloc(ranks, sizeof *f->asked);
+    f->lost = calloc(ranks, sizeof *f->lost);
+    f->why = calloc(ranks, sizeof *f->why);
+    f->slots = calloc(FE_ORDERS, sizeof *f->slots);
+    f->inbox.heap = heap;
+    f->inbox.reply = send_answer;
+    f->inbox.answered = take_answer;
+    f->inbox.stop = take_abort;
+    f->inbox.context = f;
+    bool inbox = fe_inbox_open(&f->inbox), ring = fe_ring_open(&f->ring, FE_ORDERS);
+    if (!inbox || !ring || !f->chunks || !f->puts || !f->flushed || !f->bytes || !f->answered || !f->asked ||
+        !f->lost || !f->why || !f->slots)
+        return fe_fail(FERRY_NOMEM, "rank %d: no memory for the network to %d ranks", heap->rank, heap->ranks);
+    for (int i = 0; i < FE_ORDERS; i++) {
+        f->slots[i].next = f->free_slot;
+        f->free_slot = &f->slots[i];
+    }
+    return FERRY_OK;
+}
+
+typedef struct introduction {
+    int32_t status;
+    fe_ofi_card card;
+} introduction;
+
+static ferry_status open_network(fe_far *f, fe_boot *boot, fe_ofi_card *card) {
+    char address[FE_BOOT_ADDRESS] = "127.0.0.1"; /* all on one machine: nothing need be seen from outside */
+    const char *wanted = fe_env_text(FE_ENV_FERRY_FABRIC_ADDRESS);
+    FE_TRY(make_tables(f));
+    if (!f->heap->hosts.one_machine) fe_boot_address(boot, address);
+    if (!wanted && *address) wanted = address;
+    FE_TRY(fe_ofi_open(f->heap->rank, fe_env_text(FE_ENV_FERRY_FABRIC), wanted, f->heap->space[f->heap->rank],
+                       f->heap->space_bytes, &f->ofi, card));
+    f->inbox.tag = card->tag;
+    return FERRY_OK;
+}
+
+/* Everybody learns everybody's address, or that somebody has none. */
+static ferry_status introduce(fe_far *f, fe_boot *boot, introduction *mine) {
+    int ranks = f->heap->ranks;
+    introduction *all = calloc((size_t)ranks, sizeof *all);
+    fe_ofi_card *cards = calloc((size_t)ranks, sizeof *cards);
+    ferry_status status = FERRY_OK;
+    if (!all || !cards) status = fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", f->heap->rank, ranks);
+    if (status == FERRY_OK) status = fe_boot_allgather(boot, mine, all, sizeof *mine);
+    for (int r = 0; status == FERRY_OK && r < ranks; r++) {
+        cards[r] = all[r].card;
+        if (all[r].status != FERRY_OK && r != f->heap->rank)
+            status = fe_fail((ferry_status)all[r].status, "rank %d could not open the network between hosts", r);
+    }
+    if (status == FERRY_OK && mine->status == FERRY_OK) status = fe_ofi_meet(f->ofi, cards, ranks);
+    free(all);
+    free(cards);
+    return status;
+}
+
+const char *fe_far_trouble(const void *far, int rank) {
+    const fe_far *f = far;
+    return atomic_load(&f->lost[rank]) ? f->why[rank] : NULL;
+}
+
+ferry_status fe_far_open(fe_boot *boot, const fe_heap *heap, const fe_watch *watch, fe_far **far) {
+    fe_far *f = aligned_alloc(64, (size_t)fe_align(sizeof *f, 64));
+    if (!f) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the network", heap->rank);
+    memset(f, 0, sizeof *f);
+    f->heap = heap;
+    f->watch = watch;
+    f->first_lost = -1;
+    pthread_mutex_init(&f->mail, NULL);
+    pthread_mutex_init(&f->lock, NULL);
+    *far = f;
+    introduction mine;
+    memset(&mine, 0, sizeof mine);
+    mine.status = open_network(f, boot, &mine.card);
+    char sentence[FE_SENTENCE];
+    snprintf(sentence, sizeof sentence, "%s", ferry_last_error());
+    FE_TRY(introduce(f, boot, &mine));
+    if (mine.status != FERRY_OK) return fe_fail_again((ferry_status)mine.status, sentence);
+    errno = fe_thread_start(&f->thread, fe_proxy_run, f);
+    if (errno) return fe_fail_errno("rank %d: starting the thread of the network", heap->rank);
+    f->running = true;
+    return FERRY_OK;
+}
+
+static void ring_doorbell(fe_far *f) {
+    if (!atomic_load(&f->asleep)) return;
+    atomic_fetch_add(&f->doorbell, 1);
+    fe_futex_wake(&f->doorbell);
+}
+
+void fe_far_close(fe_far *f) {
+    if (!f) return;
+    atomic_store(&f->leaving, true);
+    ring_doorbell(f);
+    if (f->running) pthread_join(f->thread, NULL);
+    fe_ofi_close(f->ofi);
+    fe_inbox_close(&f->inbox);
+    fe_ring_close(&f->ring);
+    free((void *)f->chunks);
+    free((void *)f->puts);
+    free((void *)f->flushed);
+    free((void *)f->bytes);
+    free((void *)f->answered);
+    free((void *)f->lost);
+    free(f->asked);
+    free(f->why);
+    free(f->slots);
+    free(f->held);
+    pthread_mutex_destroy(&f->mail);
+    pthread_mutex_destroy(&f->lock);
+    free(f);
+}
+
+ferry_status fe_far_check(fe_far *f) {
+    ferry_status status = FERRY_OK;
+    pthread_mutex_lock(&f->lock);
+    if (f->first_lost >= 0)
+        status = fe_fail(FERRY_SYSTEM, "rank %d: the connection to rank %d: %s", f->heap->rank, f->first_lost,
+                         f->why[f->first_lost]);
+    pthread_mutex_unlock(&f->lock);
+    return status;
+}
+
+uint64_t fe_far_bytes(const fe_far *f, int rank) {
+    return atomic_load(&f->bytes[rank]);
+}
+
+/* ---- orders ---- */
+
+ferry_status fe_far_submit(fe_far *f, const fe_order *order) {
+    const fe_heap *heap = f->heap;
+    int64_t deadline = 0;
+    while (!fe_ring_put(&f->ring, order)) { /* full: the network is slower than we are */
+        FE_TRY(fe_watch_aborted(heap));
+        if (!deadline) deadline = fe_now_ns() + f->watch->timeout_ns;
+        if (fe_now_ns() > deadline)
+            return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms for room to write to rank %d, on another host",
+                           heap->rank, (long long)(f->watch->timeout_ns / 1000000), order->peer);
+        sched_yield();
+    }
+    ring_doorbell(f);
+    return FERRY_OK;
+}
+
+static size_t box_of(const fe_heap *heap, fe_kind kind, int half, int host) {
+    return ((size_t)kind * 2 + (size_t)half) * (size_t)heap->hosts.count + (size_t)host;
+}
+
+ferry_status fe_far_push(fe_far *f, int host, fe_kind kind, int half, uint64_t local, uint64_t remote, size_t bytes) {
+    const fe_heap *heap = f->heap;
+    fe_order order = {.peer = fe_hosts_rank(&heap->hosts, host, heap->hosts.index),
+                      .immediate = fe_immediate_pack(FE_CHUNK, (int)kind, half, heap->rank),
+                      .local = local,
+                      .remote = remote,
+                      .bytes = bytes};
+    atomic_fetch_add_explicit(&f->chunks[box_of(heap, kind, half, host)], 1, memory_order_relaxed);
+    return fe_far_submit(f, &order);
+}
+
+ferry_status fe_far_tell(fe_far *f, int host, fe_kind kind, int half, uint64_t epoch, const uint64_t *word,
+                         uint64_t relay_at, uint64_t relay_bytes) {
+    const fe_heap *heap = f->heap;
+    for (int i = 1; i < heap->hosts.count; i++) {
+        int to = (heap->hosts.mine + i) % heap->hosts.count;
+        if (host >= 0 && host != to) continue;
+        uint64_t at = fe_room_letter(heap, false, (int)kind, half, to);
+        fe_letter *letter = fe_near(heap, heap->rank, at);
+        letter->epoch = epoch;
+        memcpy(letter->word, word, sizeof letter->word);
+        letter->chunks = atomic_load_explicit(&f->chunks[box_of(heap, kind, half, to)], memory_order_relaxed);
+        letter->relay_at = relay_at;
+        letter->relay_bytes = relay_bytes;
+        fe_order order = {.peer = fe_hosts_rank(&heap->hosts, to, heap->hosts.index),
+                          .immediate = fe_immediate_pack(FE_LETTER, (int)kind, half, heap->rank),
+                          .local = at,
+                          .remote = fe_room_letter(heap, true, (int)kind, half, heap->hosts.mine),
+                          .bytes = sizeof *letter};
+        FE_TRY(fe_far_submit(f, &order));
+    }
+    return FERRY_OK;
+}

@@ -1,0 +1,150 @@
+/* The caller's puts, gets and words on ranks of other hosts. Data passes through buffers in the heap: the network may still be at it when
+ * a call has given up, and the caller's memory is the caller's again then. */
+#include "link/proxy.h"
+
+typedef struct awaited {
+    fe_far *far;
+    int rank;
+    const _Atomic uint32_t *bounce;   /* it has left state 1 */
+    const _Atomic uint64_t *answered; /* it has reached number */
+    uint64_t number;
+} awaited;
+
+static bool is_over(const void *what) {
+    const awaited *a = what;
+    if (a->bounce && atomic_load(a->bounce) != 1) return true;
+    if (a->answered && atomic_load(a->answered) >= a->number) return true;
+    return a->answered && atomic_load(&a->far->lost[a->rank]);
+}
+
+static ferry_status broken(fe_far *f, int rank, const char *doing) {
+    pthread_mutex_lock(&f->lock);
+    ferry_status status = fe_fail(FERRY_SYSTEM, "rank %d: %s rank %d, on another host: %s", f->heap->rank, doing, rank,
+                                  f->why[rank][0] ? f->why[rank] : "it has left the group");
+    pthread_mutex_unlock(&f->lock);
+    return status;
+}
+
+static ferry_status await(fe_far *f, const awaited *a, const char *doing) {
+    fe_waited waited = fe_watch_wait(f->watch, is_over, a, fe_now_ns() + f->watch->timeout_ns);
+    if (waited == FE_ARRIVED) return FERRY_OK;
+    if (waited == FE_ABORTED)
+        return fe_fail(FERRY_ABORTED, "rank %d: the group was aborted while %s rank %d", f->heap->rank, doing, a->rank);
+    return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms while %s rank %d, on another host", f->heap->rank,
+                   (long long)(f->watch->timeout_ns / 1000000), doing, a->rank);
+}
+
+/* A buffer of our own, in state 1. */
+static ferry_status take_bounce(fe_far *f, int rank, int *taken) {
+    int64_t deadline = fe_now_ns() + f->watch->timeout_ns;
+    for (;; sched_yield()) {
+        for (int i = 0; i < FE_BOUNCES; i++) {
+            uint32_t state = atomic_load(&f->bounce[i]);
+            if ((state & 0xff) != 0 || !atomic_compare_exchange_strong(&f->bounce[i], &state, 1)) continue;
+            *taken = i;
+            return FERRY_OK;
+        }
+        FE_TRY(fe_watch_aborted(f->heap));
+        if (fe_now_ns() > deadline)
+            return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms for a buffer to reach rank %d, on another host",
+                           f->heap->rank, (long long)(f->watch->timeout_ns / 1000000), rank);
+    }
+}
+
+static ferry_status put_piece(fe_far *f, int rank, uint64_t at, const char *from, size_t bytes) {
+    const fe_heap *heap = f->heap;
+    int i;
+    FE_TRY(take_bounce(f, rank, &i));
+    memcpy(fe_near(heap, heap->rank, fe_room_bounce(heap, i)), from, bytes);
+    fe_order order = {.peer = rank,
+                      .immediate = fe_immediate_pack(FE_CHUNK, FE_OF_PUTS, 0, heap->rank),
+                      .local = fe_room_bounce(heap, i),
+                      .remote = at,
+                      .bytes = bytes,
+                      .done = &f->bounce[i]};
+    atomic_fetch_add(&f->puts[rank], 1);
+    return fe_far_submit(f, &order);
+}
+
+ferry_status fe_far_put(fe_far *f, int rank, uint64_t at, const void *from, size_t bytes) {
+    if (atomic_load(&f->lost[rank])) return broken(f, rank, "putting to");
+    for (size_t done = 0; done < bytes; done += FE_BOUNCE)
+        FE_TRY(put_piece(f, rank, at + done, (const char *)from + done,
+                         bytes - done < FE_BOUNCE ? bytes - done : FE_BOUNCE));
+    return FERRY_OK;
+}
+
+ferry_status fe_far_put_own(fe_far *f, int rank, uint64_t at, uint64_t from, size_t bytes) {
+    fe_order order = {.peer = rank,
+                      .immediate = fe_immediate_pack(FE_CHUNK, FE_OF_PUTS, 0, f->heap->rank),
+                      .local = from,
+                      .remote = at,
+                      .bytes = bytes};
+    atomic_fetch_add(&f->puts[rank], 1);
+    return fe_far_submit(f, &order);
+}
+
+static ferry_status get_piece(fe_far *f, int rank, uint64_t at, char *to, size_t bytes) {
+    const fe_heap *heap = f->heap;
+    int i;
+    FE_TRY(take_bounce(f, rank, &i));
+    fe_order order = {.peer = rank,
+                      .read = true,
+                      .local = fe_room_bounce(heap, i),
+                      .remote = at,
+                      .bytes = bytes,
+                      .done = &f->bounce[i],
+                      .then = 2};
+    awaited a = {.far = f, .rank = rank, .bounce = &f->bounce[i]};
+    FE_TRY(fe_far_submit(f, &order));
+    FE_TRY(await(f, &a, "getting from")); /* else the buffer stays closed: the network may still write to it */
+    bool failed = atomic_load(&f->bounce[i]) != 2;
+    if (!failed) memcpy(to, fe_near(heap, heap->rank, fe_room_bounce(heap, i)), bytes);
+    atomic_store(&f->bounce[i], 0);
+    return failed ? broken(f, rank, "getting from") : FERRY_OK;
+}
+
+ferry_status fe_far_get(fe_far *f, int rank, uint64_t at, void *to, size_t bytes) {
+    for (size_t done = 0; done < bytes; done += FE_BOUNCE)
+        FE_TRY(get_piece(f, rank, at + done, (char *)to + done, bytes - done < FE_BOUNCE ? bytes - done : FE_BOUNCE));
+    return FERRY_OK;
+}
+
+static ferry_status ask(fe_far *f, int rank, const fe_mail *mail, uint64_t *old) {
+    const fe_heap *heap = f->heap;
+    uint64_t out = fe_room_mail(heap, FE_MAIL_OUT, rank);
+    fe_mail *text = fe_near(heap, heap->rank, out);
+    *text = *mail;
+    text->number = ++f->asked[rank];
+    fe_order order = {.peer = rank,
+                      .immediate = fe_immediate_pack(FE_MAIL, 0, 0, heap->rank),
+                      .local = out,
+                      .remote = fe_room_mail(heap, FE_MAIL_IN, heap->rank),
+                      .bytes = sizeof *text};
+    awaited a = {.far = f, .rank = rank, .answered = &f->answered[rank], .number = f->asked[rank]};
+    FE_TRY(fe_far_submit(f, &order));
+    FE_TRY(await(f, &a, "asking"));
+    if (atomic_load(&f->answered[rank]) < a.number) return broken(f, rank, "asking");
+    const fe_mail *answer = fe_near(heap, heap->rank, fe_room_mail(heap, FE_REPLY_IN, rank));
+    if (answer->refused) return fe_fail(FERRY_SYSTEM, "rank %d: rank %d refuses its request", heap->rank, rank);
+    if (old) *old = answer->old;
+    return FERRY_OK;
+}
+
+ferry_status fe_far_word(fe_far *f, int rank, fe_errand errand, uint64_t at, uint64_t value, uint64_t expected,
+                         uint64_t *old) {
+    pthread_mutex_lock(&f->mail);
+    uint64_t puts = atomic_load(&f->puts[rank]);
+    fe_mail mail = {.puts = puts, .errand = errand, .at = at, .value = value, .expected = expected};
+    ferry_status status = ask(f, rank, &mail, old);
+    if (status == FERRY_OK && puts > atomic_load(&f->flushed[rank])) atomic_store(&f->flushed[rank], puts);
+    pthread_mutex_unlock(&f->mail);
+    return status;
+}
+
+ferry_status fe_far_quiet(fe_far *f) {
+    for (int r = 0; r < f->heap->ranks; r++)
+        if (!fe_heap_near(f->heap, r) && atomic_load(&f->puts[r]) != atomic_load(&f->flushed[r]))
+            FE_TRY(fe_far_word(f, r, FE_FLUSH, 0, 0, 0, NULL));
+    return FERRY_OK;
+}

@@ -1,0 +1,239 @@
+/* The proxy: one thread a rank that gives orders to the network and hears what arrives. */
+#include "link/proxy.h"
+#include "base/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#define BUSY_NS  200000    /* yields this long after the last work, whatever anybody waits for */
+#define HOPE_NS  20000000  /* and this long while a rank of the host waits, or something is under way */
+#define NAP_NS   100000    /* then sleeps: so long at a time, */
+#define SLEEP_NS 1000000   /* or so long after a tenth of a second without work; orders wake it */
+#define DRAIN_NS 300000000 /* for what was ordered, when the group is left */
+#define BYE_NS   500000000 /* for the column's good-byes: a connection that closes with unread data loses what it sent */
+
+/* ---- trouble ---- */
+
+static void lose(fe_far *f, int peer, const char *text) {
+    fe_control *mine = fe_heap_control(f->heap, f->heap->rank);
+    uint32_t nobody = 0;
+    if (atomic_load(&f->lost[peer]) || f->inbox.bye[peer]) return;
+    pthread_mutex_lock(&f->lock);
+    snprintf(f->why[peer], sizeof f->why[peer], "%s", text);
+    if (f->first_lost < 0) f->first_lost = peer;
+    pthread_mutex_unlock(&f->lock);
+    atomic_store(&f->lost[peer], 1);
+    atomic_compare_exchange_strong(&mine->lost, &nobody, (uint32_t)peer + 1);
+    fe_watch_ring(f->heap, f->heap->rank);
+    fe_log(FE_WARN, FE_MOVE, "rank %d: the connection to rank %d is given up: %s", f->heap->rank, peer, text);
+}
+
+/* ---- orders ---- */
+
+static void finish(fe_far *f, const fe_order *order, bool failed) {
+    if (!order->done) return;
+    atomic_store(order->done, order->then + (failed ? FE_FAILED : 0)); /* what a read brought comes before: release */
+    fe_watch_ring(f->heap, f->heap->rank);
+}
+
+/* false: the network does not take it now. */
+static bool give(fe_far *f, const fe_order *order) {
+    if (atomic_load(&f->lost[order->peer]) || f->inbox.bye[order->peer]) {
+        finish(f, order, true);
+        return true;
+    }
+    fe_under_way *u = f->free_slot;
+    if (!u) return false;
+    u->order = *order;
+    int result =
+        order->read ? fe_ofi_read(f->ofi, order->peer, order->local, order->remote, order->bytes, u)
+                    : fe_ofi_write(f->ofi, order->peer, order->local, order->remote, order->bytes, order->immediate, u);
+    if (result > 0) return false;
+    if (result < 0) {
+        lose(f, order->peer, fe_ofi_text(f->ofi, result));
+        finish(f, order, true);
+        return true;
+    }
+    f->free_slot = u->next;
+    f->under_way++;
+    if (!order->read) atomic_fetch_add_explicit(&f->bytes[order->peer], order->bytes, memory_order_relaxed);
+    return true;
+}
+
+static bool hold(fe_far *f, const fe_order *order) {
+    if (f->held_count == f->held_room) {
+        int room = f->held_room * 2 + 64;
+        fe_held *more = realloc(f->held, (size_t)room * sizeof *more);
+        if (!more) return false;
+        f->held = more;
+        f->held_room = room;
+    }
+    f->held[f->held_count++] = (fe_held){.order = *order, .since_ns = fe_now_ns()};
+    return true;
+}
+
+void fe_proxy_hold(fe_far *f, const fe_order *order) {
+    if (!hold(f, order)) lose(f, order->peer, "no memory to say something to it");
+}
+
+static int retry(fe_far *f) {
+    int kept = 0, given = 0;
+    for (int i = 0; i < f->held_count; i++) {
+        fe_held *h = &f->held[i];
+        if (give(f, &h->order)) {
+            given++;
+        } else if (fe_now_ns() - h->since_ns > f->watch->timeout_ns) {
+            lose(f, h->order.peer, "it has taken in nothing for as long as the group's timeout");
+            finish(f, &h->order, true);
+        } else {
+            f->held[kept++] = *h;
+        }
+    }
+    f->held_count = kept;
+    return given;
+}
+
+static int take_orders(fe_far *f) {
+    fe_order order;
+    int taken = f->held_count ? retry(f) : 0;
+    /* At most so many held: the ring behind them then fills up, and whoever orders waits. */
+    while (f->held_count < FE_ORDERS && fe_ring_take(&f->ring, &order)) {
+        taken++;
+        if (!give(f, &order) && !hold(f, &order)) {
+            lose(f, order.peer, "no memory to hold back a write");
+            finish(f, &order, true);
+        }
+    }
+    return taken;
+}
+
+static int hear_sent(fe_far *f) {
+    fe_ofi_sent sent[32];
+    int n = fe_ofi_poll_sent(f->ofi, sent, 32);
+    for (int i = 0; i < n; i++) {
+        fe_under_way *u = sent[i].context;
+        if (!u) continue;
+        if (sent[i].error) lose(f, u->order.peer, sent[i].error_text);
+        finish(f, &u->order, sent[i].error != 0);
+        u->next = f->free_slot;
+        f->free_slot = u;
+        f->under_way--;
+    }
+    return n;
+}
+
+/* ---- arrivals ---- */
+
+static int hear_arrived(fe_far *f) {
+    uint32_t immediate[32];
+    int source, n = fe_ofi_poll_arrived(f->ofi, immediate, 32);
+    for (int i = 0; i < n; i++) {
+        if (fe_inbox_hear(&f->inbox, immediate[i], &source)) continue;
+        fe_log(FE_WARN, FE_MOVE, "rank %d refuses what arrived: %s", f->heap->rank, f->inbox.why);
+        if (source >= 0) lose(f, source, f->inbox.why);
+    }
+    return n;
+}
+
+static void say(fe_far *f, int peer, fe_arrival what) {
+    const fe_heap *heap = f->heap;
+    fe_order order = {.peer = peer,
+                      .immediate = fe_immediate_pack(what, 0, 0, heap->rank),
+                      .local = fe_room_sink(heap),
+                      .remote = fe_room_sink(heap) + 64,
+                      .bytes = 8};
+    fe_proxy_hold(f, &order);
+}
+
+static void say_to_column(fe_far *f, fe_arrival what) {
+    const fe_hosts *hosts = &f->heap->hosts;
+    for (int h = 0; h < hosts->count; h++)
+        if (h != hosts->mine) say(f, fe_hosts_rank(hosts, h, hosts->index), what);
+}
+
+/* An abort crosses in every column, whoever of the host it came from. */
+static int carry_abort(fe_far *f) {
+    if (f->stop_said || atomic_load(&fe_heap_control(f->heap, f->heap->rank)->aborted) != FE_GROUP_ABORTED) return 0;
+    f->stop_said = true;
+    say_to_column(f, FE_STOP);
+    return 1;
+}
+
+static int work(fe_far *f) {
+    int done = carry_abort(f) + take_orders(f), sent = hear_sent(f), arrived = hear_arrived(f);
+    if (sent < 0 || arrived < 0)
+        for (int r = 0; r < f->heap->ranks; r++)
+            if (!fe_heap_near(f->heap, r)) lose(f, r, fe_ofi_trouble(f->ofi));
+    return sent < 0 || arrived < 0 ? 0 : done + sent + arrived;
+}
+
+/* ---- resting ---- */
+
+static bool somebody_waits(const fe_far *f) {
+    const fe_hosts *hosts = &f->heap->hosts;
+    for (int i = 0; i < hosts->each; i++)
+        if (atomic_load_explicit(&fe_heap_control(f->heap, fe_hosts_rank(hosts, hosts->mine, i))->waiting,
+                                 memory_order_relaxed))
+            return true;
+    return false;
+}
+
+/* The core belongs to the workers: a proxy without work yields, and after a while sleeps. It cannot sleep on the network, since a
+ * libfabric that reports readiness by descriptor costs ten times the latency (36 us against 4 measured), so it naps. */
+static void rest(fe_far *f, int64_t *idle_since) {
+    int64_t now = fe_now_ns(), idle;
+    if (!*idle_since) *idle_since = now;
+    idle = now - *idle_since;
+    if (idle < BUSY_NS || (idle < HOPE_NS && (f->under_way || f->held_count || somebody_waits(f)))) {
+        sched_yield();
+        return;
+    }
+    /* As between a sleeper and whoever rings its bell (docs/protocol.md): one of the two sees the other. */
+    uint32_t seen = atomic_load(&f->doorbell);
+    atomic_store(&f->asleep, 1);
+    if (atomic_load(&f->ring.slot[f->ring.head & f->ring.mask].turn) != f->ring.head + 1 && !atomic_load(&f->leaving))
+        fe_futex_wait(&f->doorbell, seen, idle < 100000000 ? NAP_NS : SLEEP_NS);
+    atomic_store(&f->asleep, 0);
+}
+
+/* ---- leaving ---- */
+
+static void work_until(fe_far *f, int64_t ns, bool (*over)(const fe_far *f)) {
+    for (int64_t deadline = fe_now_ns() + ns; !over(f) && fe_now_ns() < deadline;)
+        if (!work(f)) sched_yield();
+}
+
+static bool all_given(const fe_far *f) {
+    const fe_ring *ring = &f->ring;
+    return !f->under_way && !f->held_count && atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
+}
+
+static bool column_gone(const fe_far *f) {
+    const fe_hosts *hosts = &f->heap->hosts;
+    for (int h = 0; h < hosts->count; h++) {
+        int peer = fe_hosts_rank(hosts, h, hosts->index);
+        if (h != hosts->mine && !f->inbox.bye[peer] && !atomic_load(&f->lost[peer])) return false;
+    }
+    return true;
+}
+
+static void leave(fe_far *f) {
+    const fe_control *mine = fe_heap_control(f->heap, f->heap->rank);
+    bool in_peace = !atomic_load(&mine->failed) && atomic_load(&mine->aborted) != FE_GROUP_ABORTED && f->first_lost < 0;
+    work_until(f, DRAIN_NS, all_given);
+    say_to_column(f, FE_BYE);
+    work_until(f, DRAIN_NS, all_given);
+    if (in_peace) work_until(f, BYE_NS, column_gone);
+}
+
+void *fe_proxy_run(void *far) {
+    fe_far *f = far;
+    for (int64_t idle_since = 0; !atomic_load(&f->leaving);) {
+        if (work(f))
+            idle_since = 0;
+        else
+            rest(f, &idle_since);
+    }
+    leave(f);
+    return NULL;
+}

@@ -1,0 +1,62 @@
+/* A token on its way to another host: what the rank there needs to hand its row on, and to sum what comes back. Records of one rank for
+ * one host are numbered by token, and lie `stride` bytes apart: header, row as it travels, scales. */
+#ifndef FERRY_ROUTE_RECORD_H
+#define FERRY_ROUTE_RECORD_H
+
+#include "heap/hosts.h"
+#include "route/route.h"
+
+typedef struct
+    fe_record { /* the header; then order[topk] bytes, and home, slot and (with weights) weight, [topk] words each */
+    int32_t token, fan;
+} fe_record;
+
+/* What a route knows of other hosts; hosts NULL: there are none. Arrays [hosts] have an unused place for this rank's own. */
+typedef struct fe_far_route {
+    const fe_hosts *hosts;
+    const struct fe_boxes *boxes; /* where records and sums lie in the heap (group/body.h) */
+    int64_t most_rows;            /* slots of a receive buffer: no record may name a higher one */
+    size_t header;                /* bytes */
+    int32_t *record;              /* [hosts][tokens] number of the token's record for that host; -1: it has none */
+    int32_t *records;             /* [hosts] */
+    char *kept;          /* [hosts][max_tokens] headers that came from this rank's column: combine sums by them */
+    int32_t *kept_count; /* [hosts]; -1: nothing was dispatched yet */
+} fe_far_route;
+
+static inline size_t fe_record_order_bytes(int topk) {
+    return ((size_t)topk + 3) / 4 * 4;
+}
+/* Rows behind it stay aligned to 16 bytes. */
+static inline size_t fe_record_header(int topk, bool weights) {
+    size_t bytes = sizeof(fe_record) + fe_record_order_bytes(topk) + (size_t)topk * (weights ? 12 : 8);
+    return (bytes + 15) / 16 * 16;
+}
+static inline size_t fe_record_stride(size_t header, size_t row_bytes, size_t scale_bytes) {
+    return (header + row_bytes + scale_bytes + 15) / 16 * 16;
+}
+static inline uint8_t *fe_record_order(const fe_record *r) {
+    return (uint8_t *)(uintptr_t)(r + 1);
+}
+static inline int32_t *fe_record_home(const fe_record *r, int topk) {
+    return (int32_t *)(void *)(fe_record_order(r) + fe_record_order_bytes(topk));
+}
+static inline int32_t *fe_record_slot(const fe_record *r, int topk) {
+    return fe_record_home(r, topk) + topk;
+}
+static inline float *fe_record_weight(const fe_record *r, int topk) {
+    return (float *)(void *)(fe_record_slot(r, topk) + topk);
+}
+static inline const fe_record *fe_record_kept(const fe_far_route *f, int max_tokens, int host, int64_t number) {
+    return (const fe_record *)(const void *)(f->kept +
+                                             ((size_t)host * (size_t)max_tokens + (size_t)number) * f->header);
+}
+
+/* Numbers the records, from slots that are placed. */
+void fe_route_records(const fe_shape *shape, const fe_table *table, const fe_far_route *far);
+/* Writes a header: of the token's choices those on `host`. */
+void fe_record_write(const fe_shape *shape, const fe_table *table, const fe_far_route *far, int host, int64_t token,
+                     fe_record *record);
+/* Of a header from the network: choices are choices, homes are on this rank's host, slots are in their buffers. */
+bool fe_record_sound(const fe_shape *shape, const fe_far_route *far, const fe_record *record);
+
+#endif

@@ -1,0 +1,83 @@
+/* What arrives from other hosts: a stranger that has got hold of the key writes anything into letter and mail boxes and says anything of
+ * it. Nothing may be touched but cells, the body and the user's words; epochs only grow; every request is answered. */
+#include "unit/far_cases.h"
+
+#include <stdlib.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static uint64_t take(const uint8_t **data, size_t *size, size_t bytes) {
+    uint64_t value = 0;
+    size_t n = bytes < *size ? bytes : *size;
+    memcpy(&value, *data, n);
+    *data += n;
+    *size -= n;
+    return value;
+}
+
+/* Small numbers, offsets near a border, or anything. */
+static uint64_t number(const far_case *c, const uint8_t **data, size_t *size) {
+    uint64_t how = take(data, size, 1);
+    const uint64_t borders[] = {c->heap.body_at, c->heap.user_at, c->heap.space_bytes, 0};
+    if (how < 100) return how;
+    if (how < 200) return borders[how % 4] + take(data, size, 1) - 128;
+    return take(data, size, 8);
+}
+
+static void write_letter(far_case *c, const uint8_t **data, size_t *size) {
+    fe_kind kind = (fe_kind)(take(data, size, 1) % FE_KINDS);
+    int half = (int)take(data, size, 1) & 1;
+    fe_letter *l = far_case_letter(c, kind, half);
+    l->epoch = number(c, data, size);
+    l->word[0] = number(c, data, size);
+    l->chunks = take(data, size, 1) % 4;
+    l->relay_at = number(c, data, size);
+    l->relay_bytes = number(c, data, size);
+}
+
+static void write_mail(far_case *c, const uint8_t **data, size_t *size) {
+    fe_mail *m = far_case_mail(c, 2 + (int)(take(data, size, 1) & 1));
+    m->number = take(data, size, 1);
+    m->puts = take(data, size, 1) % 4;
+    m->errand = take(data, size, 1) % 6;
+    m->at = number(c, data, size);
+    m->value = number(c, data, size);
+}
+
+/* Half of what is said has the right tag and a plausible shape: else nothing would come past the first door. */
+static uint32_t say(const uint8_t **data, size_t *size) {
+    uint64_t how = take(data, size, 1);
+    if (how < 20) return (uint32_t)take(data, size, 4);
+    return fe_immediate_tag(fe_immediate_pack((fe_arrival)(how % 7), (int)take(data, size, 1) & 15, (int)how >> 7,
+                                              how < 40 ? (int)take(data, size, 2) & 1023 : 2 + (int)(how & 1)),
+                            FAR_TAG);
+}
+
+static uint64_t highest_epoch(const far_case *c) {
+    uint64_t highest = 0;
+    for (int kind = 0; kind < FE_KINDS; kind++)
+        for (int i = 0; i < 8; i++) {
+            uint64_t epoch = atomic_load(&fe_heap_cell(&c->heap, 1, (fe_kind)kind, i / 4, i % 4)->epoch);
+            highest = epoch > highest ? epoch : highest;
+        }
+    return highest;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static far_case *c;
+    if (!c) c = far_case_new();
+    if (!c || !far_case_reset(c)) return 0;
+    uint64_t highest = 0;
+    while (size > 0) {
+        uint64_t what = take(&data, &size, 1) % 4;
+        if (what == 0) write_letter(c, &data, &size);
+        if (what == 1) write_mail(c, &data, &size);
+        if (what < 2) continue;
+        int source, replies = c->replies;
+        bool taken = fe_inbox_hear(&c->inbox, say(&data, &size), &source);
+        uint64_t now = highest_epoch(c);
+        if (now < highest || (!taken && !c->inbox.why[0]) || source >= 4 || c->replies > replies + 1) abort();
+        highest = now;
+    }
+    return 0;
+}

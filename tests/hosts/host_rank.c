@@ -1,0 +1,168 @@
+/* One rank of tests/hosts/run, in a process of its own: steps, each compared with the oracle, until there have been enough or until the
+ * others are out of reach.
+ *
+ *   host_rank RANK RANKS HOSTS ID-FILE STEPS [late]
+ *
+ * Rank 0 makes the unique id and leaves it in ID-FILE. `late`: the steps are to end in FERRY_TIMEOUT, whose sentence must name a rank of
+ * another host; nothing else is success. */
+#include "base/num.h"
+#include "oracle/oracle.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { TOKENS = 96, HIDDEN = 1024, EXPERTS = 16, TOPK = 4, RANKS_MOST = 16 };
+
+typedef struct world {
+    int rank, ranks, hosts;
+    int64_t *idx[RANKS_MOST];
+    uint8_t *rows[RANKS_MOST];
+    oracle *plan;
+    uint8_t *expected; /* [TOKENS][HIDDEN] bf16 */
+} world;
+
+static uint64_t draw(uint64_t n) { /* splitmix64, Steele, Lea and Flood 2014 */
+    n += 0x9e3779b97f4a7c15u;
+    n = (n ^ (n >> 30)) * 0xbf58476d1ce4e5b9u;
+    n = (n ^ (n >> 27)) * 0x94d049bb133111ebu;
+    return n ^ (n >> 31);
+}
+
+/* What an expert returns is what it was given. */
+static void give_back(void *context, int rank, int64_t slot, uint8_t *data) {
+    const world *w = context;
+    const oracle_rank *there = oracle_rank_of(w->plan, rank);
+    for (int64_t i = 0; i < there->received; i++)
+        if (there->row[i].slot == slot) {
+            memcpy(data, w->rows[there->row[i].source] + (size_t)there->row[i].token * HIDDEN * 2, HIDDEN * 2);
+            return;
+        }
+}
+
+static bool prepare(world *w) {
+    oracle_tokens tokens[RANKS_MOST];
+    for (int r = 0; r < w->ranks; r++) {
+        w->idx[r] = malloc(sizeof(int64_t) * TOKENS * TOPK);
+        w->rows[r] = malloc((size_t)TOKENS * HIDDEN * 2);
+        if (!w->idx[r] || !w->rows[r]) return false;
+        for (uint64_t i = 0; i < TOKENS * TOPK; i++) w->idx[r][i] = (int64_t)(draw(i * 64 + (uint64_t)r) % EXPERTS);
+        for (uint64_t i = 0; i < (uint64_t)TOKENS * HIDDEN; i++) {
+            uint16_t x = fe_bf16_from_f32((float)(draw(i * 64 + 32 + (uint64_t)r) % 2001) / 1000.0f - 1.0f);
+            memcpy(w->rows[r] + i * 2, &x, 2);
+        }
+        tokens[r] = (oracle_tokens){.tokens = TOKENS, .topk_idx = w->idx[r], .rows = w->rows[r]};
+    }
+    oracle_config config = {.ranks = w->ranks,
+                            .experts = EXPERTS,
+                            .topk = TOPK,
+                            .max_tokens = TOKENS,
+                            .layout = FERRY_LAYOUT_RANK,
+                            .columns = HIDDEN,
+                            .dtype = FERRY_BF16,
+                            .hosts = w->hosts};
+    w->plan = oracle_new(&config, tokens);
+    w->expected = malloc((size_t)TOKENS * HIDDEN * 2);
+    void *scratch = malloc(HIDDEN * 12);
+    if (!w->plan || !w->expected || !scratch) return false;
+    oracle_combine combine = {
+        .columns = HIDDEN, .in_type = FERRY_BF16, .out_type = FERRY_BF16, .row = give_back, .context = w};
+    for (int t = 0; t < TOKENS; t++)
+        oracle_combine_token(w->plan, &combine, w->rank, t, w->expected + (size_t)t * HIDDEN * 2, NULL, scratch);
+    free(scratch);
+    return true;
+}
+
+static bool meet(const world *w, const char *file, ferry_unique_id *id) {
+    char temporary[1024];
+    if (strlen(file) + 5 > sizeof temporary) return false;
+    memcpy(temporary, file, strlen(file) + 1);
+    strcat(temporary, ".new");
+    if (w->rank == 0) {
+        if (ferry_unique_id_create(id) != FERRY_OK) return false;
+        FILE *f = fopen(temporary, "w");
+        if (!f) return false;
+        bool whole = fwrite(id->bytes, sizeof id->bytes, 1, f) == 1;
+        return fclose(f) == 0 && whole && rename(temporary, file) == 0;
+    }
+    for (int i = 0; i < 100; i++) {
+        FILE *f = fopen(file, "r");
+        bool whole = f && fread(id->bytes, sizeof id->bytes, 1, f) == 1;
+        if (f) fclose(f);
+        if (whole) return true;
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    }
+    return false;
+}
+
+static ferry_status step(const world *w, ferry_group *g, uint8_t *sum) {
+    ferry_route_config cfg = FERRY_ROUTE_CONFIG_INIT;
+    ferry_dispatch_in in = FERRY_DISPATCH_IN_INIT;
+    ferry_dispatch_out out = FERRY_DISPATCH_OUT_INIT;
+    ferry_combine_in back = FERRY_COMBINE_IN_INIT;
+    ferry_combine_out result = FERRY_COMBINE_OUT_INIT;
+    ferry_route *route = NULL;
+    cfg.topk_idx = ferry_tensor_2d(w->idx[w->rank], FERRY_INT64, TOKENS, TOPK);
+    cfg.layout = FERRY_LAYOUT_RANK;
+    in.rows = ferry_tensor_2d(w->rows[w->rank], FERRY_BF16, TOKENS, HIDDEN);
+    result.rows = ferry_tensor_2d(sum, FERRY_BF16, TOKENS, HIDDEN);
+    ferry_status status = ferry_route_create(g, &cfg, &route, NULL);
+    if (status == FERRY_OK) status = ferry_dispatch(route, &in, &out, NULL, NULL);
+    back.rows = out.rows;
+    if (status == FERRY_OK) status = ferry_combine(route, &back, &result, NULL, NULL);
+    ferry_route_destroy(route);
+    return status;
+}
+
+/* The sentence must name a rank of another host. */
+static bool names_far(const world *w, const char *sentence) {
+    int each = w->ranks / w->hosts;
+    for (int r = 0; r < w->ranks; r++) {
+        char name[32];
+        snprintf(name, sizeof name, "rank %d (on another host", r);
+        if (r / each != w->rank / each && strstr(sentence, name)) return true;
+    }
+    return false;
+}
+
+static int run(const world *w, ferry_group *g, int steps, bool late) {
+    uint8_t *sum = malloc((size_t)TOKENS * HIDDEN * 2);
+    ferry_status status = sum ? FERRY_OK : FERRY_NOMEM;
+    int done = 0;
+    for (; status == FERRY_OK && done < steps; done++) {
+        memset(sum, 0, (size_t)TOKENS * HIDDEN * 2);
+        status = step(w, g, sum);
+        if (status != FERRY_OK) break;
+        const char *difference = oracle_difference(w->expected, sum, (size_t)TOKENS * HIDDEN * 2);
+        if (!*difference) continue;
+        printf("rank %d: step %d: %s\n", w->rank, done, difference);
+        status = FERRY_MISMATCH;
+    }
+    bool good = late ? status == FERRY_TIMEOUT && names_far(w, ferry_last_error()) : status == FERRY_OK;
+    printf("rank %d: %d steps, %s%s%s%s\n", w->rank, done, ferry_status_name(status), status ? ": " : "",
+           status ? ferry_last_error() : "", good ? "" : "  <- NOT WHAT WAS WANTED");
+    free(sum);
+    return good ? 0 : 1;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 6) return 2;
+    world w = {.rank = atoi(argv[1]), .ranks = atoi(argv[2]), .hosts = atoi(argv[3])};
+    ferry_group_config cfg = FERRY_GROUP_CONFIG_INIT;
+    ferry_unique_id id;
+    ferry_group *g = NULL;
+    cfg.experts = EXPERTS;
+    cfg.hidden = HIDDEN;
+    cfg.max_tokens = TOKENS;
+    cfg.max_topk = TOPK;
+    cfg.threads = 1;
+    if (w.ranks > RANKS_MOST || !prepare(&w)) return 2;
+    if (!meet(&w, argv[4], &id) || ferry_group_create(&id, w.rank, w.ranks, &cfg, &g) != FERRY_OK) {
+        printf("rank %d: no group: %s\n", w.rank, ferry_last_error());
+        return 1;
+    }
+    int code = run(&w, g, atoi(argv[5]), argc > 6 && strcmp(argv[6], "late") == 0);
+    fflush(stdout);
+    ferry_group_destroy(g);
+    return code;
+}

@@ -1,0 +1,199 @@
+/* The far path's parts that need no network: what an immediate says, the ring of orders, and what arrives. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "link/immediate.h"
+#include "link/ring.h"
+#include "unit/far_cases.h"
+#include <pthread.h>
+#include <sched.h>
+
+static void test_immediate(void **state) {
+    (void)state;
+    for (int what = FE_CHUNK; what <= FE_BYE; what++)
+        for (int kind = 0; kind < 16; kind++)
+            for (int source = 0; source < FERRY_MAX_RANKS; source += 341) {
+                fe_immediate i;
+                uint32_t said =
+                    fe_immediate_tag(fe_immediate_pack((fe_arrival)what, kind, source & 1, source), 0xabcd1234);
+                bool known = kind < FE_KINDS || kind == FE_OF_PUTS;
+                assert_int_equal(fe_immediate_unpack(said, 0xabcd1234, &i), known);
+                assert_int_equal(i.what, what);
+                assert_int_equal(i.kind, kind);
+                assert_int_equal(i.half, source & 1);
+                assert_int_equal(i.source, source);
+                assert_false(fe_immediate_unpack(said, 0xabcd1235, &i)); /* another group's tag */
+            }
+    fe_immediate i;
+    assert_false(fe_immediate_unpack(0, 0, &i));
+    assert_false(fe_immediate_unpack(7, 0, &i));
+}
+
+static void test_ring_in_one_thread(void **state) {
+    (void)state;
+    fe_ring ring;
+    fe_order order = {.peer = 0};
+    assert_true(fe_ring_open(&ring, 8));
+    assert_false(fe_ring_take(&ring, &order));
+    for (int round = 0; round < 1000; round++) {
+        for (int i = 0; i < 8; i++) {
+            order.peer = round * 8 + i;
+            assert_true(fe_ring_put(&ring, &order));
+        }
+        assert_false(fe_ring_put(&ring, &order));
+        for (int i = 0; i < 8; i++) {
+            assert_true(fe_ring_take(&ring, &order));
+            assert_int_equal(order.peer, round * 8 + i);
+        }
+        assert_false(fe_ring_take(&ring, &order));
+    }
+    fe_ring_close(&ring);
+}
+
+enum { WRITERS = 3, ORDERS = 20000 };
+
+typedef struct writer {
+    fe_ring *ring;
+    int number;
+} writer;
+
+static void *write_orders(void *argument) {
+    const writer *w = argument;
+    for (int i = 0; i < ORDERS; i++) {
+        fe_order order = {.peer = w->number, .bytes = (size_t)i};
+        while (!fe_ring_put(w->ring, &order)) sched_yield();
+    }
+    return NULL;
+}
+
+/* Nothing is lost, nothing comes twice, and each writer's orders keep their order. */
+static void test_ring_of_many_writers(void **state) {
+    (void)state;
+    fe_ring ring;
+    pthread_t thread[WRITERS];
+    writer writers[WRITERS];
+    size_t next[WRITERS] = {0};
+    assert_true(fe_ring_open(&ring, 64));
+    for (int i = 0; i < WRITERS; i++) {
+        writers[i] = (writer){&ring, i};
+        assert_int_equal(pthread_create(&thread[i], NULL, write_orders, &writers[i]), 0);
+    }
+    for (int taken = 0; taken < WRITERS * ORDERS;) {
+        fe_order order;
+        if (!fe_ring_take(&ring, &order)) {
+            sched_yield();
+            continue;
+        }
+        assert_true(order.peer >= 0 && order.peer < WRITERS);
+        assert_int_equal(order.bytes, next[order.peer]++);
+        taken++;
+    }
+    for (int i = 0; i < WRITERS; i++) pthread_join(thread[i], NULL);
+    fe_ring_close(&ring);
+}
+
+/* ---- arrivals: rank 1 of 4 ranks on 2 hosts hears from its column, rank 3 ---- */
+
+static bool say(far_case *c, fe_arrival what, int kind, int half, int source) {
+    int from;
+    return fe_inbox_hear(&c->inbox, fe_immediate_tag(fe_immediate_pack(what, kind, half, source), FAR_TAG), &from);
+}
+
+static uint64_t seen(const far_case *c, int owner, fe_kind kind, int half, int source) {
+    return atomic_load(&fe_heap_cell(&c->heap, owner, kind, half, source)->epoch);
+}
+
+static void test_a_letter_waits_for_its_chunks(void **state) {
+    (void)state;
+    far_case *c = far_case_new();
+    assert_non_null(c);
+    fe_letter *l = far_case_letter(c, FE_COUNTS, 1);
+    *l = (fe_letter){.epoch = 1, .word = {7}, .chunks = 2, .relay_at = c->heap.body_at, .relay_bytes = 64};
+    memset(fe_near(&c->heap, 1, c->heap.body_at), 0x5a, 64);
+    assert_true(say(c, FE_CHUNK, FE_COUNTS, 1, 3));
+    assert_true(say(c, FE_LETTER, FE_COUNTS, 1, 3));
+    assert_int_equal(seen(c, 1, FE_COUNTS, 1, 3), 0);
+    assert_true(say(c, FE_CHUNK, FE_COUNTS, 1, 3));
+    for (int owner = 0; owner < 2; owner++) { /* both ranks of the host have the note, and what came with it */
+        assert_int_equal(seen(c, owner, FE_COUNTS, 1, 3), 1);
+        assert_int_equal(fe_heap_cell(&c->heap, owner, FE_COUNTS, 1, 3)->word[0], 7);
+        assert_int_equal(*(char *)fe_near(&c->heap, owner, c->heap.body_at + 63), 0x5a);
+    }
+    *far_case_letter(c, FE_LANDED, 0) = (fe_letter){.epoch = 2};
+    assert_true(say(c, FE_LETTER, FE_LANDED, 0, 3));
+    assert_int_equal(seen(c, 1, FE_LANDED, 0, 3), 2);
+    assert_int_equal(seen(c, 0, FE_LANDED, 0, 3), 0); /* the column's alone */
+    far_case_free(c);
+}
+
+static void test_nonsense_is_refused(void **state) {
+    (void)state;
+    far_case *c = far_case_new();
+    assert_non_null(c);
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 0));   /* a near rank's */
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 2));   /* another column's */
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 900)); /* nobody's */
+    assert_false(say(c, FE_LETTER, FE_OF_PUTS, 0, 3)); /* no kind */
+    *far_case_letter(c, FE_READY, 1) = (fe_letter){.epoch = 2};
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 3)); /* in the wrong half */
+    *far_case_letter(c, FE_ROWS, 1) = (fe_letter){.epoch = 1};
+    assert_false(say(c, FE_LETTER, FE_ROWS, 1, 3)); /* gateways say that */
+    *far_case_letter(c, FE_READY, 1) = (fe_letter){.epoch = 3, .relay_at = c->heap.body_at, .relay_bytes = 8};
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 3)); /* brings nothing along */
+    *far_case_letter(c, FE_COUNTS, 1) = (fe_letter){.epoch = 1, .relay_at = c->heap.user_at - 8, .relay_bytes = 16};
+    assert_false(say(c, FE_LETTER, FE_COUNTS, 1, 3)); /* leaves the body */
+    *far_case_letter(c, FE_COUNTS, 1) = (fe_letter){.epoch = 1, .relay_at = UINT64_MAX - 4, .relay_bytes = 16};
+    assert_false(say(c, FE_LETTER, FE_COUNTS, 1, 3));
+    *far_case_letter(c, FE_READY, 1) = (fe_letter){.epoch = 3};
+    assert_true(say(c, FE_LETTER, FE_READY, 1, 3));
+    assert_false(say(c, FE_LETTER, FE_READY, 1, 3)); /* the same once more */
+    assert_int_equal(seen(c, 1, FE_READY, 1, 3), 3);
+    far_case_free(c);
+}
+
+static void test_mail(void **state) {
+    (void)state;
+    far_case *c = far_case_new();
+    assert_non_null(c);
+    uint64_t *word = fe_near(&c->heap, 1, c->heap.user_at + 16);
+    *word = 40;
+    *far_case_mail(c, 2) = (fe_mail){.number = 5, .puts = 1, .errand = FE_ADD, .at = c->heap.user_at + 16, .value = 2};
+    assert_true(say(c, FE_MAIL, 0, 0, 2)); /* any far rank's */
+    assert_int_equal(c->replies, 0);       /* its put comes first */
+    assert_true(say(c, FE_CHUNK, FE_OF_PUTS, 0, 2));
+    assert_int_equal(c->replies, 1);
+    assert_int_equal(c->reply.number, 5);
+    assert_int_equal(c->reply.old, 40);
+    assert_int_equal(*word, 42);
+    *far_case_mail(c, 2) =
+        (fe_mail){.number = 6, .errand = FE_SWAP, .at = c->heap.user_at + 16, .value = 1, .expected = 42};
+    assert_true(say(c, FE_MAIL, 0, 0, 2));
+    assert_int_equal(*word, 1);
+    const uint64_t wrong[] = {0, c->heap.body_at - 8, c->heap.user_at + 4, c->heap.space_bytes, UINT64_MAX - 7};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        *far_case_mail(c, 2) = (fe_mail){.number = 7 + i, .errand = FE_SET, .at = wrong[i], .value = 9};
+        assert_false(say(c, FE_MAIL, 0, 0, 2));
+        assert_int_equal(c->reply.refused, 1);
+        assert_int_equal(c->reply.number, 7 + i);
+    }
+    *far_case_mail(c, 2) = (fe_mail){.number = 20, .errand = 17, .at = c->heap.user_at};
+    assert_false(say(c, FE_MAIL, 0, 0, 2));
+    far_case_free(c);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_immediate),
+        cmocka_unit_test(test_ring_in_one_thread),
+        cmocka_unit_test(test_ring_of_many_writers),
+        cmocka_unit_test(test_a_letter_waits_for_its_chunks),
+        cmocka_unit_test(test_nonsense_is_refused),
+        cmocka_unit_test(test_mail),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
