@@ -116,7 +116,7 @@ $(sed -n 's/^\(FAILED\|ERROR\) \([^ ]*\).*/  python: \2/p' "$log")"
 }
 
 run=
-tests gcc build
+tests gcc build -DFERRY_MODELS=ON
 export FERRY_TEST_CASES=300
 tests clang build/clang -DCMAKE_C_COMPILER=clang -DFERRY_LINT=ON
 export FERRY_TEST_CASES=150
