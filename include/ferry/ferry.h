@@ -13,6 +13,9 @@
  *     ...experts run on out.rows...
  *     ferry_combine(route, &back, &result, NULL, stream);             // and come back, summed
  *
+ * Ranks may be on several hosts (CPU device; docs/far.md): ranks of one host are near each other, others far. Every host has
+ * equally many ranks. FERRY_HOSTS=n splits the ranks of one machine into n pretend hosts.
+ *
  * Rules that hold for every call
  *  - Errors. Every call that can fail returns a ferry_status; FERRY_OK is 0. After any other value
  *    ferry_last_error() gives, in the calling thread, one sentence with rank, value and limit. A call that returns
@@ -219,8 +222,8 @@ typedef struct ferry_unique_id {
  * over 63 characters), FERRY_SYSTEM if no port can be had. Any thread. */
 FERRY_API ferry_status ferry_unique_id_create(ferry_unique_id *id);
 
-/* [collective] Joins the group as `rank` of `ranks` (1..FERRY_MAX_RANKS) and waits for the others. Ranks may be processes of one
- * host, threads of one process, or both. cfg is only read during the call. *group is set on success alone.
+/* [collective] Joins the group as `rank` of `ranks` (1..FERRY_MAX_RANKS) and waits for the others. Ranks may be processes, threads
+ * of one process, or both, on one host or on several with equally many ranks each (FERRY_UNSUPPORTED otherwise). cfg is only read during the call. *group is set on success alone.
  * FERRY_INVALID, FERRY_MISMATCH (the ranks' configs or library versions differ), FERRY_TIMEOUT (a rank never came),
  * FERRY_REFUSED (not this id's group), FERRY_NOMEM, FERRY_SYSTEM, FERRY_UNSUPPORTED. Any thread. */
 FERRY_API ferry_status ferry_group_create(const ferry_unique_id *id, int rank, int ranks, const ferry_group_config *cfg,
@@ -245,7 +248,8 @@ FERRY_API ferry_status ferry_group_create_with(ferry_allgather_fn allgather, voi
 
 /* Leaves the group and frees everything of it: routes, heap memory, streams and events must not be used afterwards (events are
  * destroyed before). Not
- * collective, never waits for another rank, and never hangs, whatever state the group is in. NULL is allowed. */
+ * collective, never waits for another rank (over several hosts at most a second, for what it sent to arrive), and never hangs, whatever
+ * state the group is in. NULL is allowed. */
 FERRY_API void ferry_group_destroy(ferry_group *group);
 
 /* Wakes every wait of every rank of the group, which return FERRY_ABORTED, as do all later calls except destroy. May be called
@@ -314,7 +318,8 @@ FERRY_API void *ferry_heap_ptr(const ferry_group *group, const void *pointer, in
 
 /* One-sided operations. `symmetric` addresses are this rank's own addresses in the heap, or in a view of the library's buffers (a
  * dispatch view, ferry_combine_buffer); the operation works on the same offset of rank `rank`'s heap. FERRY_INVALID when a range leaves the heap. Any thread, several at a time.
- * put and put_signal are complete locally (source reusable) when they return or the stream has passed them. */
+ * put and put_signal are complete locally (source reusable) when they return or the stream has passed them. Of a far rank a put is in
+ * its place after ferry_quiet, ferry_fence or a meeting of all ranks, and before any later signal or atomic of this rank there. */
 FERRY_API ferry_status ferry_put(ferry_group *group, void *symmetric, const void *source, size_t bytes, int rank,
                                  ferry_stream *stream);
 FERRY_API ferry_status ferry_get(ferry_group *group, void *destination, const void *symmetric, size_t bytes, int rank,
@@ -576,7 +581,8 @@ FERRY_API ferry_status ferry_dispatch_recv(ferry_route *route, ferry_dispatch_ou
  * With y(c) the row that choice c's expert rank returned for the token, all sums in float32, starting from bias[0] + bias[1] or 0:
  *   unweighted  RANK: sum over the distinct ranks, ascending; EXPERT, SLOTS: over the distinct experts, in choice order
  *   weighted    sum over the choices c, in order, acc = fma(w(c), y(c), acc)
- * and one rounding to the output's dtype. Choices that are -1 or dropped add nothing. A token without any gives bias or 0.
+ * and one rounding to the output's dtype. Over several hosts: first the terms on the owner's own host, so; then for each other host,
+ * ascending, one row, which is the sum of its terms alone, so, from 0, rounded once to the dtype of in.rows. Choices that are -1 or dropped add nothing. A token without any gives bias or 0.
  * ---------------------------------------------------------------------------------------------------------------- */
 
 #define FERRY_MAGIC_COMBINE_OPTIONS 0x4647434f50543031ull
@@ -643,7 +649,8 @@ static inline ferry_combine_out ferry_combine_out_init(void) {
 }
 #define FERRY_COMBINE_OUT_INIT ferry_combine_out_init()
 
-/* [collective] Needs a route that has been dispatched at least once when its mode is LATENCY. When the call is complete in.rows may be
+/* [collective] Needs a route that has been dispatched at least once when its mode is LATENCY, or when the group has several hosts
+ * (FERRY_INVALID otherwise). When the call is complete in.rows may be
  * overwritten. Errors as ferry_dispatch. */
 FERRY_API ferry_status ferry_combine(ferry_route *route, const ferry_combine_in *in, ferry_combine_out *out,
                                      const ferry_combine_options *options, ferry_stream *stream);
