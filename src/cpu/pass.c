@@ -81,6 +81,8 @@ ferry_status fe_cpu_pass(const fe_crew *crew, const fe_pass *pass) {
     fesetenv(FE_DFL_ENV);
     ferry_status status = run(crew, pass);
     fesetenv(&callers);
-    if (fe_fault_fatal(status) && !pass->lenient) fe_fault_note(fault, status, true);
+    /* Over several hosts a note that nobody heard may still be on its way: its box is not to be written again. */
+    bool sent = crew->engine->far && pass->signal.used && status != FERRY_MISMATCH;
+    if (fe_fault_fatal(status) && (!pass->lenient || sent)) fe_fault_note(fault, status, true);
     return status;
 }

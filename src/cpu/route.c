@@ -55,15 +55,33 @@ static void forget_rows(fe_route_data *route) {
     if (route->far.hosts) fe_route_records(&route->shape, &route->table, &route->far);
 }
 
+/* Rows of counts from other hosts: slots follow from them, so none may be more than a rank can send. */
+static ferry_status check_counts(const fe_heap *heap, const fe_shape *shape, const int32_t *all) {
+    size_t length = fe_counts_length(shape->map);
+    for (int r = 0; r < heap->ranks; r++) {
+        if (fe_heap_near(heap, r)) continue;
+        for (size_t i = FE_COUNT_HEADER; i < length; i++) {
+            int32_t count = all[(size_t)r * length + i];
+            if (count < 0 || count > shape->max_tokens)
+                return fe_fail(FERRY_SYSTEM,
+                               "rank %d: rank %d says that it sends %d rows to one place, max_tokens is %d", heap->rank,
+                               r, count, shape->max_tokens);
+        }
+    }
+    return FERRY_OK;
+}
+
 ferry_status fe_cpu_place(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     fe_route_data *route = pass->route;
     const fe_shape *shape = &route->shape;
     const int32_t *all = fe_near(heap, heap->rank, counts_offset(route, pass->half, 0));
-    if (fe_needs_exchange(shape))
+    if (fe_needs_exchange(shape)) {
+        FE_TRY(check_counts(heap, shape, all));
         fe_route_demand(shape, all, route->demand);
-    else
+    } else {
         all = route->counts - (size_t)shape->rank * fe_counts_length(shape->map);
+    }
     fe_route_blocks(shape, all, &route->scratch, &route->blocks, route->totals);
     if (route->totals->overflow_rank >= 0 && shape->overflow == FERRY_OVERFLOW_ERROR) {
         forget_rows(route);

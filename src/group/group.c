@@ -58,30 +58,36 @@ static ferry_status find_threads(ferry_group *g, int64_t *threads) {
     return fe_env_number(FE_ENV_FERRY_THREADS, share > 1 ? share : 1, 1, 1024, threads);
 }
 
-static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
+/* What needs nobody else, once the heap is there. */
+static ferry_status settle_in(ferry_group *g) {
     fe_engine *e = &g->engine;
     int64_t threads;
+    FE_TRY(fe_watch_init(&e->watch, &e->heap, g->config.timeout_ms));
+    FE_TRY(find_threads(g, &threads));
+    FE_TRY(cache_limit(e->heap.near_ranks, &g->stream_bytes));
+    e->threads = (int)threads;
+    e->sms = g->config.sms;
+    e->bench_bytes = g->body.row_bytes + g->body.scale_bytes + 64;
+    fe_heap_touch(&e->heap, 0, e->heap.body_at + g->body.small_bytes);
+    FE_TRY(each_buffer(g, fe_heap_touch));
+    return e->heap.hosts.count > 1 ? touch_boxes(g) : FERRY_OK;
+}
+
+static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
+    fe_engine *e = &g->engine;
     e->heap.rank = g->rank;
     e->heap.ranks = g->ranks;
     e->heap.memory = e->device->memory;
     e->heap.far_bytes = fe_room_bytes(&e->heap);
     FE_TRY(fe_heap_create(boot, g->body.bytes, (size_t)g->config.heap_bytes, &e->heap));
     fe_body_move(&g->body, e->heap.body_at);
-    FE_TRY(fe_watch_init(&e->watch, &e->heap, g->config.timeout_ms));
-    FE_TRY(find_threads(g, &threads));
-    FE_TRY(cache_limit(e->heap.near_ranks, &g->stream_bytes));
-    fe_heap_touch(&e->heap, 0, e->heap.body_at + g->body.small_bytes);
-    FE_TRY(each_buffer(g, fe_heap_touch));
-    e->threads = (int)threads;
-    e->sms = g->config.sms;
-    e->bench_bytes = g->body.row_bytes + g->body.scale_bytes + 64;
-    if (e->heap.hosts.count > 1) {
-        FE_TRY(touch_boxes(g));
-        FE_TRY(fe_far_open(boot, &e->heap, &e->watch, &e->far));
+    ferry_status status = settle_in(g);
+    if (e->heap.hosts.count > 1) { /* the others meet here, whatever went wrong on this rank */
+        FE_TRY(fe_far_open(boot, &e->heap, &e->watch, status, &e->far));
         e->watch.trouble = fe_far_trouble;
         e->watch.far = e->far;
     }
-    return e->device->open(e);
+    return status == FERRY_OK ? e->device->open(e) : status;
 }
 
 static ferry_status find_device(ferry_device device, const fe_device **table) {

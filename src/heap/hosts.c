@@ -8,7 +8,7 @@
 typedef struct address {
     char kernel[48]; /* boot id */
     uint64_t pids, net;
-    int64_t split; /* FERRY_HOSTS */
+    int64_t split; /* FERRY_HOSTS; -1: its text is no such number */
 } address;
 
 static uint64_t namespace_of(const char *path) {
@@ -53,6 +53,7 @@ static ferry_status number_hosts(const address *all, int ranks, fe_hosts *h, int
     h->count = 0;
     for (int r = 0; r < ranks; r++) {
         int below, count = machine_ranks(all, ranks, r, &below);
+        if (all[r].split < 0) return fe_fail(FERRY_INVALID, "FERRY_HOSTS of rank %d is no number of hosts", r);
         if (all[r].split != split)
             return fe_fail(FERRY_MISMATCH, "FERRY_HOSTS is %lld on rank %d, %lld on rank 0", (long long)all[r].split, r,
                            (long long)split);
@@ -95,14 +96,18 @@ ferry_status fe_hosts_find(fe_boot *boot, int rank, int ranks, fe_hosts *h) {
     int64_t split;
     int below;
     *h = (fe_hosts){.count = 1};
-    FE_TRY(fe_env_number(FE_ENV_FERRY_HOSTS, 1, 1, FERRY_MAX_RANKS, &split));
-    if (ranks == 1) split = 1; /* nobody is far from oneself */
+    char sentence[FE_SENTENCE] = "";
+    ferry_status own = fe_env_number(FE_ENV_FERRY_HOSTS, 1, 1, FERRY_MAX_RANKS, &split), status = FERRY_OK;
+    if (own != FERRY_OK) {
+        snprintf(sentence, sizeof sentence, "%s", ferry_last_error());
+        split = -1; /* the others hear of it */
+    }
+    if (ranks == 1 && own == FERRY_OK) split = 1; /* nobody is far from oneself */
     address mine = own_address(split), *all = calloc((size_t)ranks, sizeof *all);
     int *work = calloc((size_t)ranks, sizeof *work);
     h->host_of = calloc((size_t)ranks, sizeof *h->host_of);
     h->index_of = calloc((size_t)ranks, sizeof *h->index_of);
     h->rank_at = calloc((size_t)ranks, sizeof *h->rank_at);
-    ferry_status status = FERRY_OK;
     if (!all || !work || !h->host_of || !h->index_of || !h->rank_at)
         status = fe_fail(FERRY_NOMEM, "rank %d: no memory for the places of %d ranks", rank, ranks);
     if (status == FERRY_OK) status = fe_boot_allgather(boot, &mine, all, sizeof mine);
@@ -114,7 +119,7 @@ ferry_status fe_hosts_find(fe_boot *boot, int rank, int ranks, fe_hosts *h) {
     }
     free(all);
     free(work);
-    return status;
+    return own == FERRY_OK ? status : fe_fail_again(own, sentence);
 }
 
 void fe_hosts_free(fe_hosts *h) {

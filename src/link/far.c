@@ -41,6 +41,9 @@ static ferry_status make_tables(fe_far *f) {
     f->bytes = calloc(ranks, sizeof *f->bytes);
     f->answered = calloc(ranks, sizeof *f->answered);
     f->asked = calloc(ranks, sizeof *f->asked);
+    f->asking = calloc(ranks, sizeof *f->asking);
+    for (size_t r = 0; f->asking && r < ranks; r++) pthread_mutex_init(&f->asking[r], NULL);
+    f->gone = calloc(ranks, sizeof *f->gone);
     f->lost = calloc(ranks, sizeof *f->lost);
     f->why = calloc(ranks, sizeof *f->why);
     f->slots = calloc(FE_ORDERS, sizeof *f->slots);
@@ -51,7 +54,7 @@ static ferry_status make_tables(fe_far *f) {
     f->inbox.context = f;
     bool inbox = fe_inbox_open(&f->inbox), ring = fe_ring_open(&f->ring, FE_ORDERS);
     if (!inbox || !ring || !f->chunks || !f->puts || !f->flushed || !f->bytes || !f->answered || !f->asked ||
-        !f->lost || !f->why || !f->slots)
+        !f->asking || !f->gone || !f->lost || !f->why || !f->slots)
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the network to %d ranks", heap->rank, heap->ranks);
     for (int i = 0; i < FE_ORDERS; i++) {
         f->slots[i].next = f->free_slot;
@@ -101,20 +104,20 @@ const char *fe_far_trouble(const void *far, int rank) {
     return atomic_load(&f->lost[rank]) ? f->why[rank] : NULL;
 }
 
-ferry_status fe_far_open(fe_boot *boot, const fe_heap *heap, const fe_watch *watch, fe_far **far) {
+ferry_status fe_far_open(fe_boot *boot, const fe_heap *heap, const fe_watch *watch, ferry_status before, fe_far **far) {
     fe_far *f = aligned_alloc(64, (size_t)fe_align(sizeof *f, 64));
     if (!f) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the network", heap->rank);
     memset(f, 0, sizeof *f);
     f->heap = heap;
     f->watch = watch;
     f->first_lost = -1;
-    pthread_mutex_init(&f->mail, NULL);
     pthread_mutex_init(&f->lock, NULL);
     *far = f;
     introduction mine;
-    memset(&mine, 0, sizeof mine);
-    mine.status = open_network(f, boot, &mine.card);
     char sentence[FE_SENTENCE];
+    memset(&mine, 0, sizeof mine);
+    mine.status = before;
+    if (before == FERRY_OK) mine.status = open_network(f, boot, &mine.card);
     snprintf(sentence, sizeof sentence, "%s", ferry_last_error());
     FE_TRY(introduce(f, boot, &mine));
     if (mine.status != FERRY_OK) return fe_fail_again((ferry_status)mine.status, sentence);
@@ -144,11 +147,13 @@ void fe_far_close(fe_far *f) {
     free((void *)f->bytes);
     free((void *)f->answered);
     free((void *)f->lost);
+    for (int r = 0; f->asking && r < f->heap->ranks; r++) pthread_mutex_destroy(&f->asking[r]);
+    free(f->asking);
+    free((void *)f->gone);
     free(f->asked);
     free(f->why);
     free(f->slots);
     free(f->held);
-    pthread_mutex_destroy(&f->mail);
     pthread_mutex_destroy(&f->lock);
     free(f);
 }

@@ -2,6 +2,8 @@
  * a call has given up, and the caller's memory is the caller's again then. */
 #include "link/proxy.h"
 
+#include <time.h>
+
 typedef struct awaited {
     fe_far *far;
     int rank;
@@ -14,7 +16,7 @@ static bool is_over(const void *what) {
     const awaited *a = what;
     if (a->bounce && atomic_load(a->bounce) != 1) return true;
     if (a->answered && atomic_load(a->answered) >= a->number) return true;
-    return a->answered && atomic_load(&a->far->lost[a->rank]);
+    return a->answered && (atomic_load(&a->far->lost[a->rank]) || atomic_load(&a->far->gone[a->rank]));
 }
 
 static ferry_status broken(fe_far *f, int rank, const char *doing) {
@@ -25,13 +27,17 @@ static ferry_status broken(fe_far *f, int rank, const char *doing) {
     return status;
 }
 
-static ferry_status await(fe_far *f, const awaited *a, const char *doing) {
-    fe_waited waited = fe_watch_wait(f->watch, is_over, a, fe_now_ns() + f->watch->timeout_ns);
+static ferry_status late(const fe_far *f, int rank, const char *doing) {
+    return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms while %s rank %d, on another host", f->heap->rank,
+                   (long long)(f->watch->timeout_ns / 1000000), doing, rank);
+}
+
+static ferry_status await(fe_far *f, const awaited *a, int64_t deadline, const char *doing) {
+    fe_waited waited = fe_watch_wait(f->watch, is_over, a, deadline);
     if (waited == FE_ARRIVED) return FERRY_OK;
     if (waited == FE_ABORTED)
         return fe_fail(FERRY_ABORTED, "rank %d: the group was aborted while %s rank %d", f->heap->rank, doing, a->rank);
-    return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms while %s rank %d, on another host", f->heap->rank,
-                   (long long)(f->watch->timeout_ns / 1000000), doing, a->rank);
+    return late(f, a->rank, doing);
 }
 
 /* A buffer of our own, in state 1. */
@@ -97,7 +103,9 @@ static ferry_status get_piece(fe_far *f, int rank, uint64_t at, char *to, size_t
                       .then = 2};
     awaited a = {.far = f, .rank = rank, .bounce = &f->bounce[i]};
     FE_TRY(fe_far_submit(f, &order));
-    FE_TRY(await(f, &a, "getting from")); /* else the buffer stays closed: the network may still write to it */
+    int64_t deadline = fe_now_ns() + f->watch->timeout_ns;
+    FE_TRY(
+        await(f, &a, deadline, "getting from")); /* else the buffer stays closed: the network may still write to it */
     bool failed = atomic_load(&f->bounce[i]) != 2;
     if (!failed) memcpy(to, fe_near(heap, heap->rank, fe_room_bounce(heap, i)), bytes);
     atomic_store(&f->bounce[i], 0);
@@ -110,10 +118,15 @@ ferry_status fe_far_get(fe_far *f, int rank, uint64_t at, void *to, size_t bytes
     return FERRY_OK;
 }
 
-static ferry_status ask(fe_far *f, int rank, const fe_mail *mail, uint64_t *old) {
+/* By whoever's turn it is. A request that was given up may still lie in its box for the network to read: until its answer has come there
+ * is no other. */
+static ferry_status ask(fe_far *f, int rank, const fe_mail *mail, int64_t deadline, uint64_t *old) {
     const fe_heap *heap = f->heap;
     uint64_t out = fe_room_mail(heap, FE_MAIL_OUT, rank);
     fe_mail *text = fe_near(heap, heap->rank, out);
+    awaited before = {.far = f, .rank = rank, .answered = &f->answered[rank], .number = f->asked[rank]};
+    FE_TRY(await(f, &before, deadline, "asking"));
+    if (atomic_load(&f->answered[rank]) < f->asked[rank]) return broken(f, rank, "asking");
     *text = *mail;
     text->number = ++f->asked[rank];
     fe_order order = {.peer = rank,
@@ -123,7 +136,7 @@ static ferry_status ask(fe_far *f, int rank, const fe_mail *mail, uint64_t *old)
                       .bytes = sizeof *text};
     awaited a = {.far = f, .rank = rank, .answered = &f->answered[rank], .number = f->asked[rank]};
     FE_TRY(fe_far_submit(f, &order));
-    FE_TRY(await(f, &a, "asking"));
+    FE_TRY(await(f, &a, deadline, "asking"));
     if (atomic_load(&f->answered[rank]) < a.number) return broken(f, rank, "asking");
     const fe_mail *answer = fe_near(heap, heap->rank, fe_room_mail(heap, FE_REPLY_IN, rank));
     if (answer->refused) return fe_fail(FERRY_SYSTEM, "rank %d: rank %d refuses its request", heap->rank, rank);
@@ -133,12 +146,14 @@ static ferry_status ask(fe_far *f, int rank, const fe_mail *mail, uint64_t *old)
 
 ferry_status fe_far_word(fe_far *f, int rank, fe_errand errand, uint64_t at, uint64_t value, uint64_t expected,
                          uint64_t *old) {
-    pthread_mutex_lock(&f->mail);
+    int64_t deadline = fe_now_ns() + f->watch->timeout_ns;
+    struct timespec end = {.tv_sec = deadline / 1000000000, .tv_nsec = deadline % 1000000000};
+    if (pthread_mutex_clocklock(&f->asking[rank], CLOCK_MONOTONIC, &end) != 0) return late(f, rank, "asking");
     uint64_t puts = atomic_load(&f->puts[rank]);
     fe_mail mail = {.puts = puts, .errand = errand, .at = at, .value = value, .expected = expected};
-    ferry_status status = ask(f, rank, &mail, old);
+    ferry_status status = ask(f, rank, &mail, deadline, old);
     if (status == FERRY_OK && puts > atomic_load(&f->flushed[rank])) atomic_store(&f->flushed[rank], puts);
-    pthread_mutex_unlock(&f->mail);
+    pthread_mutex_unlock(&f->asking[rank]);
     return status;
 }
 

@@ -6,11 +6,12 @@
 
 bool fe_inbox_open(fe_inbox *in) {
     size_t boxes = (size_t)FE_KINDS * 2 * (size_t)in->heap->hosts.count, ranks = (size_t)in->heap->ranks;
-    char *at = in->memory = calloc((boxes + ranks) * 8 + boxes + 2 * ranks, 1);
+    char *at = in->memory = calloc((boxes + 2 * ranks) * 8 + boxes + 2 * ranks, 1);
     if (!at) return false;
     in->chunks = (uint64_t *)(void *)at;
     in->puts = in->chunks + boxes;
-    in->letter = (bool *)(in->puts + ranks);
+    in->done = in->puts + ranks;
+    in->letter = (bool *)(in->done + ranks);
     in->mail = in->letter + boxes;
     in->bye = in->mail + ranks;
     return true;
@@ -104,6 +105,8 @@ static bool open_mail(fe_inbox *in, int source) {
     memcpy(&m, fe_near(heap, heap->rank, fe_room_mail(heap, FE_MAIL_IN, source)), sizeof m);
     if (in->puts[source] < m.puts) return true;
     in->mail[source] = false;
+    if (m.number <= in->done[source]) return true; /* a box that was written again before it was sent arrives twice */
+    in->done[source] = m.number;
     fe_mail answer = {.number = m.number, .refused = !sensible(heap, &m)};
     if (!answer.refused) run_errand(heap, &m, &answer);
     in->reply(in->context, source, &answer);

@@ -13,6 +13,7 @@ typedef struct fe_inbox {
     uint64_t *chunks; /* [FE_KINDS][2][hosts] arrived so far */
     bool *letter;     /* [FE_KINDS][2][hosts] one is here and waits for its chunks */
     uint64_t *puts;   /* [ranks] pieces of puts */
+    uint64_t *done;   /* [ranks] number of the last request that was carried out */
     bool *mail;       /* [ranks] a request waits for its puts */
     bool *bye;        /* [ranks] writes no more */
     void *memory;

@@ -232,8 +232,8 @@ static void close_fid(struct fid *fid) {
 
 void fe_ofi_close(fe_ofi *o) {
     if (!o) return;
+    close_fid(o->mr ? &o->mr->fid : NULL); /* first: some providers bind it to the endpoint */
     close_fid(o->ep ? &o->ep->fid : NULL);
-    close_fid(o->mr ? &o->mr->fid : NULL);
     close_fid(o->sent ? &o->sent->fid : NULL);
     close_fid(o->arrived ? &o->arrived->fid : NULL);
     close_fid(o->av ? &o->av->fid : NULL);

@@ -5,11 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define BUSY_NS  200000    /* yields this long after the last work, whatever anybody waits for */
-#define HOPE_NS  20000000  /* and this long while a rank of the host waits, or something is under way */
-#define NAP_NS   100000    /* then sleeps: so long at a time, */
-#define SLEEP_NS 1000000   /* or so long after a tenth of a second without work; orders wake it */
-#define DRAIN_NS 300000000 /* for what was ordered, when the group is left */
+#define BUSY_NS  200000   /* yields this long after the last work, whatever anybody waits for */
+#define HOPE_NS  20000000 /* and this long while a rank of the host waits, or something is under way */
+#define NAP_NS   100000   /* then sleeps: so long at a time, */
+#define SLEEP_NS 1000000  /* or so long after a tenth of a second without work; orders wake it */
+#define STILL_NS \
+    1000000000 /* what was ordered still goes out when the group is left, until nothing has moved for so long, */
+#define DRAIN_NS 300000000 /* or, after a failure, for so long */
 #define BYE_NS   500000000 /* for the column's good-byes: a connection that closes with unread data loses what it sent */
 
 /* ---- trouble ---- */
@@ -128,7 +130,10 @@ static int hear_arrived(fe_far *f) {
     uint32_t immediate[32];
     int source, n = fe_ofi_poll_arrived(f->ofi, immediate, 32);
     for (int i = 0; i < n; i++) {
-        if (fe_inbox_hear(&f->inbox, immediate[i], &source)) continue;
+        bool sound = fe_inbox_hear(&f->inbox, immediate[i], &source);
+        if (source >= 0 && f->inbox.bye[source] && !atomic_exchange(&f->gone[source], 1))
+            fe_watch_ring(f->heap, f->heap->rank); /* who asks it for something waits no longer */
+        if (sound) continue;
         fe_log(FE_WARN, FE_MOVE, "rank %d refuses what arrived: %s", f->heap->rank, f->inbox.why);
         if (source >= 0) lose(f, source, f->inbox.why);
     }
@@ -160,7 +165,8 @@ static int carry_abort(fe_far *f) {
 }
 
 static int work(fe_far *f) {
-    int done = carry_abort(f) + take_orders(f), sent = hear_sent(f), arrived = hear_arrived(f);
+    /* Arrivals first: a good-bye that came before its connection's end explains it. */
+    int done = carry_abort(f) + take_orders(f), arrived = hear_arrived(f), sent = hear_sent(f);
     if (sent < 0 || arrived < 0)
         for (int r = 0; r < f->heap->ranks; r++)
             if (!fe_heap_near(f->heap, r)) lose(f, r, fe_ofi_trouble(f->ofi));
@@ -198,14 +204,25 @@ static void rest(fe_far *f, int64_t *idle_since) {
 
 /* ---- leaving ---- */
 
+static bool all_given(const fe_far *f) {
+    const fe_ring *ring = &f->ring;
+    return !f->under_way && !f->held_count && atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
+}
+
 static void work_until(fe_far *f, int64_t ns, bool (*over)(const fe_far *f)) {
     for (int64_t deadline = fe_now_ns() + ns; !over(f) && fe_now_ns() < deadline;)
         if (!work(f)) sched_yield();
 }
 
-static bool all_given(const fe_far *f) {
-    const fe_ring *ring = &f->ring;
-    return !f->under_way && !f->held_count && atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
+/* A slow link takes as long as it takes, but no longer than any wait of the group. */
+static void drain(fe_far *f, bool in_peace) {
+    int64_t now = fe_now_ns(), end = now + (in_peace ? f->watch->timeout_ns : DRAIN_NS), moved = now;
+    while (!all_given(f) && now < end && now - moved < STILL_NS) {
+        bool moves = work(f) != 0;
+        now = fe_now_ns();
+        if (moves) moved = now;
+        if (!moves) sched_yield();
+    }
 }
 
 static bool column_gone(const fe_far *f) {
@@ -220,9 +237,9 @@ static bool column_gone(const fe_far *f) {
 static void leave(fe_far *f) {
     const fe_control *mine = fe_heap_control(f->heap, f->heap->rank);
     bool in_peace = !atomic_load(&mine->failed) && atomic_load(&mine->aborted) != FE_GROUP_ABORTED && f->first_lost < 0;
-    work_until(f, DRAIN_NS, all_given);
+    drain(f, in_peace);
     say_to_column(f, FE_BYE);
-    work_until(f, DRAIN_NS, all_given);
+    drain(f, in_peace);
     if (in_peace) work_until(f, BYE_NS, column_gone);
 }
 

@@ -43,8 +43,9 @@ struct fe_far {
     _Atomic uint64_t *flushed;         /* [ranks] of those, known to have arrived */
     _Atomic uint64_t *bytes;           /* [ranks] */
     _Atomic uint64_t *answered;        /* [ranks] number of the last answer */
-    uint64_t *asked;                   /* [ranks] number of the last request; under `mail` */
-    pthread_mutex_t mail;              /* one request at a time */
+    uint64_t *asked;                   /* [ranks] number of the last request; under `asking` */
+    pthread_mutex_t *asking;           /* [ranks] one request at a time */
+    _Atomic uint8_t *gone;             /* [ranks] it has said good-bye */
     _Atomic uint32_t bounce[FE_BOUNCES];
     _Atomic uint8_t *lost; /* [ranks] its connection is given up */
     pthread_mutex_t lock;  /* of why and first_lost */

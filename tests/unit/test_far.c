@@ -170,6 +170,9 @@ static void test_mail(void **state) {
     assert_int_equal(c->reply.number, 5);
     assert_int_equal(c->reply.old, 40);
     assert_int_equal(*word, 42);
+    assert_true(say(c, FE_MAIL, 0, 0, 2)); /* the same once more */
+    assert_int_equal(c->replies, 1);
+    assert_int_equal(*word, 42);
     *far_case_mail(c, 2) =
         (fe_mail){.number = 6, .errand = FE_SWAP, .at = c->heap.user_at + 16, .value = 1, .expected = 42};
     assert_true(say(c, FE_MAIL, 0, 0, 2));
