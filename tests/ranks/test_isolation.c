@@ -7,11 +7,16 @@
 
 #include <cmocka.h>
 
+#include "base/os.h"
+#include "boot/net.h"
+#include "boot/wire.h"
 #include "ranks/harness.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -156,10 +161,46 @@ static void test_what_is_no_heap_is_not_mapped(void **state) {
     for (offer what = UNSEALED; what < OFFERS; what++) RANKS_ASSERT(RANKS_PROCESSES, RANKS, impostor_rank, &what);
 }
 
+/* ---- who answers in the meeting place's stead ---- */
+
+static const char said[] = "\033[31mred\a\r\n\177text";
+
+static void *false_hub(void *listener) {
+    uint8_t hello[FE_WIRE_HEADER + FE_WIRE_HELLO_BYTES], answer[FE_WIRE_HEADER + 4 + sizeof said - 1];
+    int64_t deadline = fe_now_ns() + 10000000000;
+    bool late;
+    int fd;
+    while ((fd = fe_net_accept(*(int *)listener)) < 0 && fe_now_ns() < deadline) sched_yield();
+    fe_wire_put_head(answer, FE_ERROR, 4 + sizeof said - 1);
+    fe_wire_put_u32(answer + FE_WIRE_HEADER, FERRY_REFUSED);
+    memcpy(answer + FE_WIRE_HEADER + 4, said, sizeof said - 1);
+    if (fe_net_recv(fd, hello, sizeof hello, deadline, &late)) fe_net_send(fd, answer, sizeof answer, deadline, &late);
+    close(fd);
+    return NULL;
+}
+
+static void test_an_answer_steers_no_terminal(void **state) {
+    (void)state;
+    ferry_unique_id id = {{0}};
+    ferry_group_config cfg = ranks_config(4, 16, 4, 2);
+    ferry_group *g = NULL;
+    pthread_t thread;
+    int port = 0, listener;
+    cfg.device = FERRY_CPU;
+    assert_int_equal(fe_net_listen("127.0.0.1", &port, &listener), FERRY_OK);
+    assert_int_equal(pthread_create(&thread, NULL, false_hub, &listener), 0);
+    snprintf(id.bytes, sizeof id.bytes, "ferry1:%032d@127.0.0.1:%d", 0, port);
+    assert_int_equal(ferry_group_create(&id, 0, 1, &cfg, &g), FERRY_REFUSED);
+    assert_string_equal(ferry_last_error(), "?[31mred????text");
+    pthread_join(thread, NULL);
+    close(listener);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_heaps_and_sockets_are_private),
         cmocka_unit_test(test_what_is_no_heap_is_not_mapped),
+        cmocka_unit_test(test_an_answer_steers_no_terminal),
     };
     setenv("FERRY_TOUCH_MB", "1", 0);
     return cmocka_run_group_tests(tests, NULL, NULL);
