@@ -1,4 +1,4 @@
-# The protocol's models, checked with SPIN: docs/models.md. They do not depend on how the library is built.
+# The protocol's models, checked with SPIN: docs/verification.md. They do not depend on how the library is built.
 set(models ${CMAKE_SOURCE_DIR}/tests/model)
 file(GLOB files CONFIGURE_DEPENDS ${models}/*.pml)
 list(FILTER files EXCLUDE REGEX "/note\\.pml$") # what the others include

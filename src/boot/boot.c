@@ -89,6 +89,8 @@ static ferry_status expect(fe_boot *b, fe_wire_type type, uint32_t bytes, int64_
     if (head.type != FE_ERROR || head.bytes < 4 || head.bytes > sizeof payload)
         return fe_fail(FERRY_REFUSED, "rank %d: an answer that makes no sense while %s", b->rank, doing);
     if (!fe_net_recv(b->fd, payload, head.bytes, deadline, &late)) return hub_silent(b, late, doing);
+    for (uint32_t i = 4; i < head.bytes; i++) /* whoever answers there: its words, but nothing that steers a terminal */
+        if (payload[i] < ' ' || payload[i] == 0x7f) payload[i] = '?';
     uint32_t status = fe_wire_get_u32(payload);
     if (status == FERRY_OK || status > FERRY_REFUSED) status = FERRY_SYSTEM;
     return fe_fail((ferry_status)status, "%.*s", (int)(head.bytes - 4), (const char *)payload + 4);

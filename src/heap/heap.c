@@ -96,22 +96,31 @@ void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes) {
 #endif
 }
 
+/* A heap is a memfd of our own user's, at 0600, that nobody can cut under our mapping. What else a process may have given us is not
+ * mapped: its control block could be made to look right. */
+static bool is_heap(const fe_heap *heap, int fd) {
+    struct stat about;
+    int seals = fcntl(fd, F_GET_SEALS);
+    return seals >= 0 && (seals & F_SEAL_SHRINK) && fstat(fd, &about) == 0 && (size_t)about.st_size == heap->bytes &&
+           about.st_uid == geteuid() && (about.st_mode & (S_IRWXG | S_IRWXO)) == 0;
+}
+
 /* Another process's memfd, by way of /proc: the kernel lets in who could also trace that process (same user), and nothing
- * has a name that a crash could leave behind. */
+ * has a name that a crash could leave behind. O_NONBLOCK: whatever the path leads to, opening it does not wait. */
 static ferry_status map_process(fe_heap *heap, int peer, const introduction *theirs, fe_mapping **mapping) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/fd/%d", theirs->pid, theirs->fd);
-    int fd = open(path, O_RDWR | O_CLOEXEC);
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0) return fe_fail_errno("rank %d: opening the heap of rank %d at %s", heap->rank, peer, path);
-    struct stat about;
-    errno = EINVAL;
-    if (fstat(fd, &about) == 0 && (size_t)about.st_size == heap->bytes)
-        *mapping = fe_mapping_make(theirs->nonce, fd, heap->bytes);
-    int error = errno;
+    ferry_status status = FERRY_OK;
+    if (!is_heap(heap, fd))
+        status = fe_fail(FERRY_SYSTEM,
+                         "rank %d: what rank %d shares at %s is not a sealed heap of this user's, of %zu bytes",
+                         heap->rank, peer, path, heap->bytes);
+    else if (!(*mapping = fe_mapping_make(theirs->nonce, fd, heap->bytes)))
+        status = fe_fail_errno("rank %d: mapping the heap of rank %d", heap->rank, peer);
     close(fd);
-    errno = error;
-    if (!*mapping) return fe_fail_errno("rank %d: mapping the heap of rank %d", heap->rank, peer);
-    return FERRY_OK;
+    return status;
 }
 
 static ferry_status map_peer(fe_heap *heap, int peer, const introduction *theirs) {

@@ -1,8 +1,10 @@
 #include "base/env.h"
 #include "watch/watch.h"
 
+#ifndef YIELD_NS          /* else tests/unit/stress_wait.c, whose ranks sleep at once and until they are woken */
 #define YIELD_NS 300000   /* yield at least this long before sleeping: waking a sleeper costs 50 us, a yield below 1 */
 #define SLEEP_NS 10000000 /* longest sleep at a time: bounds what a lost wake-up could cost */
+#endif
 
 ferry_status fe_watch_init(fe_watch *watch, const fe_heap *heap, int timeout_ms) {
     /* Spinning pays only while the rank waited for has a core of its own. With more ranks than cores it costs a scheduler

@@ -2,15 +2,16 @@
 # names.sh SOURCE-FOLDER: the models know the code that they stand for. Every function that an opening comment names ("stands for: FILE:
 # FUNCTION...") is defined in that file, and every kind of note has a model.
 cd "$1" || exit 2
-failed=0 checked=0
+failed=0 checked=0 names=$(mktemp) || exit 1
+trap 'rm -f "$names"' EXIT
 wrong() {
     echo "not ok $1"
     failed=1
 }
 
 for model in tests/model/*.pml; do
-    sed -n 's/^ \* stands for: //p' "$model" >"${TMPDIR:-/tmp}/names.$$"
-    [ -s "${TMPDIR:-/tmp}/names.$$" ] || wrong "$model names no function that it stands for"
+    sed -n 's/^ \* stands for: //p' "$model" >"$names"
+    [ -s "$names" ] || wrong "$model names no function that it stands for"
     while read -r file functions; do
         file=${file%:}
         [ -f "$file" ] || { wrong "$model: there is no $file" && continue; }
@@ -19,11 +20,11 @@ for model in tests/model/*.pml; do
             grep -Eq "^[a-z].*[ *]$function\(([^;]*)$" "$file" || wrong "$model: $file does not define $function"
             checked=$((checked + 1))
         done
-    done <"${TMPDIR:-/tmp}/names.$$"
-    rm -f "${TMPDIR:-/tmp}/names.$$"
+    done <"$names"
 done
 
 # FE_KERNEL is the barrier of kernels of the caller's, which is MEET on a GPU.
+# shellcheck disable=SC2013 # words
 for kind in $(sed -n 's/^ *\(FE_[A-Z]*\), .*/\1/p' src/heap/cell.h | grep -v FE_KERNEL); do
     grep -q "^ \* notes:.* $kind\( \|$\)" tests/model/*.pml || wrong "no model has notes of kind $kind"
     checked=$((checked + 1))
