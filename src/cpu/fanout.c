@@ -26,7 +26,12 @@ static int64_t records_from(const job *j, int host) {
     return (int64_t)fe_link_words(heap, FE_LANDED, j->pass->half, source)[FE_LANDED_RECORDS];
 }
 
-static void hand_on(const job *j, int source, const fe_record *r) {
+/* Its rows need not be handed on. */
+static bool went_straight(const job *j, int source) {
+    return fe_link_words(&j->crew->engine->heap, FE_LANDED, j->pass->half, source)[FE_LANDED_STRAIGHT] != 0;
+}
+
+static void hand_on(const job *j, int source, const fe_record *r, bool rows) {
     const fe_shape *shape = &j->pass->route->shape;
     const fe_scatter *s = &j->pass->scatter;
     const char *row = (const char *)r + j->far->header;
@@ -39,11 +44,11 @@ static void hand_on(const job *j, int source, const fe_record *r) {
         int choice = fe_record_order(r)[i];
         const fe_target *to = &j->target[shape->map->home_rank[choices.home[choice]]];
         size_t at = (size_t)choices.slot[choice];
-        if (j->past_cache)
+        if (rows && j->past_cache)
             j->crew->rows->stream(to->rows + at * to->row_stride, row, s->row_bytes, NULL);
-        else
+        else if (rows)
             j->crew->rows->copy(to->rows + at * to->row_stride, row, s->row_bytes);
-        if (s->scale_bytes) memcpy(to->scales + at * to->scale_stride, row + s->row_bytes, s->scale_bytes);
+        if (rows && s->scale_bytes) memcpy(to->scales + at * to->scale_stride, row + s->row_bytes, s->scale_bytes);
         if (s->topk) fe_target_tell(shape, to, &choices, choice);
     }
 }
@@ -59,14 +64,17 @@ static bool take_record(job *j, int64_t number) {
     const fe_heap *heap = &j->crew->engine->heap;
     int host = 0;
     while (number >= records_from(j, host)) number -= records_from(j, host++);
-    uint64_t at = landing_of(j->far, j->pass->half, host) + j->far->boxes->tail_bytes + (uint64_t)number * j->stride;
+    int source = fe_hosts_rank(j->far->hosts, host, j->far->hosts->index);
+    bool straight = went_straight(j, source);
+    uint64_t at = landing_of(j->far, j->pass->half, host) + j->far->boxes->tail_bytes +
+                  (uint64_t)number * (straight ? j->far->header : j->stride);
     const fe_record *r = fe_near(heap, heap->rank, at);
     if (!fe_record_sound(&j->pass->route->shape, j->far, r)) {
         atomic_store(&j->unsound, host + 1);
         return false;
     }
     keep(j, host, number, r);
-    hand_on(j, fe_hosts_rank(j->far->hosts, host, j->far->hosts->index), r);
+    hand_on(j, source, r, !straight);
     return true;
 }
 
