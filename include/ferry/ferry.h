@@ -248,7 +248,7 @@ FERRY_API ferry_status ferry_group_create_with(ferry_allgather_fn allgather, voi
 
 /* Leaves the group and frees everything of it: routes, heap memory, streams and events must not be used afterwards (events are
  * destroyed before). Not
- * collective, never waits for another rank (over several hosts at most a second, for what it sent to arrive), and never hangs, whatever
+ * collective, never waits for another rank (over several hosts it waits for what it has ordered to leave, as long as that moves and at most the timeout, and half a second for the others to leave too), and never hangs, whatever
  * state the group is in. NULL is allowed. */
 FERRY_API void ferry_group_destroy(ferry_group *group);
 

@@ -26,10 +26,14 @@ static int64_t records_from(const job *j, int host) {
     return (int64_t)fe_link_words(heap, FE_LANDED, j->pass->half, source)[FE_LANDED_RECORDS];
 }
 
-static void hand_on(const job *j, int source, const fe_record *r) {
+/* Its rows need not be handed on. */
+static bool went_straight(const job *j, int source) {
+    return fe_link_words(&j->crew->engine->heap, FE_LANDED, j->pass->half, source)[FE_LANDED_STRAIGHT] != 0;
+}
+
+static void hand_on(const job *j, int source, const fe_record *r, const char *row, bool rows) {
     const fe_shape *shape = &j->pass->route->shape;
     const fe_scatter *s = &j->pass->scatter;
-    const char *row = (const char *)r + j->far->header;
     const fe_choices choices = {.source = source,
                                 .token = r->token,
                                 .home = fe_record_home(r, shape->topk),
@@ -39,11 +43,11 @@ static void hand_on(const job *j, int source, const fe_record *r) {
         int choice = fe_record_order(r)[i];
         const fe_target *to = &j->target[shape->map->home_rank[choices.home[choice]]];
         size_t at = (size_t)choices.slot[choice];
-        if (j->past_cache)
+        if (rows && j->past_cache)
             j->crew->rows->stream(to->rows + at * to->row_stride, row, s->row_bytes, NULL);
-        else
+        else if (rows)
             j->crew->rows->copy(to->rows + at * to->row_stride, row, s->row_bytes);
-        if (s->scale_bytes) memcpy(to->scales + at * to->scale_stride, row + s->row_bytes, s->scale_bytes);
+        if (rows && s->scale_bytes) memcpy(to->scales + at * to->scale_stride, row + s->row_bytes, s->scale_bytes);
         if (s->topk) fe_target_tell(shape, to, &choices, choice);
     }
 }
@@ -55,18 +59,58 @@ static void keep(const job *j, int host, int64_t number, const fe_record *r) {
            j->far->header);
 }
 
+/* Slots for which a near rank's tensors have room in its space: they may be the caller's, of any size. */
+static int64_t room_of(const job *j, int rank) {
+    const fe_heap *heap = &j->crew->engine->heap;
+    const fe_shape *shape = &j->pass->route->shape;
+    const uint64_t *word = fe_link_words(heap, FE_READY, j->pass->half, rank);
+    bool by_rank = shape->layout == FERRY_LAYOUT_RANK, topk = j->pass->scatter.topk;
+    uint64_t each = 4 * (by_rank ? (uint64_t)shape->topk : 1), strides = word[FE_AT_STRIDES];
+    const struct {
+        uint64_t at, stride;
+        bool used;
+    } part[] = {{word[FE_AT_ROWS], strides >> 32, true},
+                {word[FE_AT_SCALES], strides & 0xffffffffu, j->pass->scatter.scale_bytes != 0},
+                {word[FE_AT_SOURCE], 4, topk},
+                {word[FE_AT_IDS], each, topk && by_rank},
+                {word[FE_AT_WEIGHTS], each, topk && j->pass->route->table.weights}};
+    uint64_t room = INT64_MAX;
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
+        if (!part[i].used || !part[i].stride) continue;
+        uint64_t fits = part[i].at < heap->space_bytes ? (heap->space_bytes - part[i].at) / part[i].stride : 0;
+        room = fits < room ? fits : room;
+    }
+    return (int64_t)room;
+}
+
+static bool fits(const job *j, const fe_record *r) {
+    const fe_shape *shape = &j->pass->route->shape;
+    for (int i = 0; i < r->fan; i++) {
+        int choice = fe_record_order(r)[i];
+        int rank = shape->map->home_rank[fe_record_home(r, shape->topk)[choice]];
+        if (fe_record_slot(r, shape->topk)[choice] >= j->target[rank].room) return false;
+    }
+    return true;
+}
+
 static bool take_record(job *j, int64_t number) {
     const fe_heap *heap = &j->crew->engine->heap;
     int host = 0;
     while (number >= records_from(j, host)) number -= records_from(j, host++);
-    uint64_t at = landing_of(j->far, j->pass->half, host) + j->far->boxes->tail_bytes + (uint64_t)number * j->stride;
-    const fe_record *r = fe_near(heap, heap->rank, at);
-    if (!fe_record_sound(&j->pass->route->shape, j->far, r)) {
+    int source = fe_hosts_rank(j->far->hosts, host, j->far->hosts->index);
+    bool straight = went_straight(j, source);
+    uint64_t at = landing_of(j->far, j->pass->half, host) + j->far->boxes->tail_bytes +
+                  (uint64_t)number * (straight ? j->far->header : j->stride);
+    const char *landed = fe_near(heap, heap->rank, at);
+    _Alignas(16) char copy[FE_RECORD_MOST]; /* what is checked is what is used, whatever the network writes meanwhile */
+    memcpy(copy, landed, j->far->header);
+    const fe_record *r = (const fe_record *)(const void *)copy;
+    if (!fe_record_sound(&j->pass->route->shape, j->far, r) || !fits(j, r)) {
         atomic_store(&j->unsound, host + 1);
         return false;
     }
     keep(j, host, number, r);
-    hand_on(j, fe_hosts_rank(j->far->hosts, host, j->far->hosts->index), r);
+    hand_on(j, source, r, landed + j->far->header, !straight);
     return true;
 }
 
@@ -83,7 +127,7 @@ static void work(void *context, int worker, int workers) {
 }
 
 /* Fixed slots: the counts that came before the records, to where a near sender would have written them. */
-static void hand_on_tails(const job *j, int host, int source) {
+static bool hand_on_tails(const job *j, int host, int source) {
     const fe_heap *heap = &j->crew->engine->heap;
     const fe_shape *shape = &j->pass->route->shape;
     size_t width = (size_t)shape->map->most_local;
@@ -91,17 +135,26 @@ static void hand_on_tails(const job *j, int host, int source) {
     for (int i = 0; i < j->far->hosts->each; i++) {
         int32_t *to = fe_near(heap, fe_hosts_rank(j->far->hosts, j->far->hosts->mine, i), j->pass->scatter.tails_at);
         to += ((size_t)j->pass->half * (size_t)shape->ranks + (size_t)source) * width;
-        memcpy(to, tails + (size_t)i * width, width * sizeof *to);
+        for (size_t u = 0; u < width; u++) {
+            int32_t count = tails[(size_t)i * width + u];
+            if (count < 0 || count > shape->max_tokens) return false;
+            to[u] = count;
+        }
     }
+    return true;
 }
 
-static void say_rows(const job *j) {
+/* false: a host's counts are none. */
+static bool say_rows(job *j) {
     static const uint64_t nothing[FE_CELL_WORDS];
     const fe_heap *heap = &j->crew->engine->heap;
     for (int h = 0; h < j->far->hosts->count; h++) {
         if (h == j->far->hosts->mine) continue;
         int source = fe_hosts_rank(j->far->hosts, h, j->far->hosts->index);
-        if (fe_slots_fixed(&j->pass->route->shape)) hand_on_tails(j, h, source);
+        if (fe_slots_fixed(&j->pass->route->shape) && !hand_on_tails(j, h, source)) {
+            atomic_store(&j->unsound, h + 1);
+            return false;
+        }
         if (j->far->kept_count[h] < 0) j->far->kept_count[h] = (int32_t)records_from(j, h);
         for (int i = 1; i <= j->far->hosts->each; i++) {
             int owner =
@@ -109,6 +162,7 @@ static void say_rows(const job *j) {
             fe_link_signal_for(heap, source, owner, FE_ROWS, j->pass->half, nothing, j->pass->await.epoch);
         }
     }
+    return true;
 }
 
 ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass) {
@@ -119,6 +173,7 @@ ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass) {
     for (int i = 0; i < heap->hosts.each; i++) {
         int r = fe_hosts_rank(&heap->hosts, heap->hosts.mine, i);
         j->target[r] = fe_target_read(heap, pass->half, r);
+        j->target[r].room = room_of(j, r);
     }
     for (int h = 0; h < heap->hosts.count; h++) {
         int64_t records = records_from(j, h);
@@ -130,10 +185,10 @@ ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass) {
     }
     j->past_cache = j->records * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
     fe_pool_run(crew->pool, work, j, (j->records + CHUNK - 1) / CHUNK);
+    bool said = !atomic_load(&j->unsound) && say_rows(j);
     int unsound = atomic_load(&j->unsound);
-    if (unsound)
-        return fe_fail(FERRY_SYSTEM, "rank %d: %s: a token of rank %d's names places that do not exist", heap->rank,
-                       pass->step, fe_hosts_rank(&heap->hosts, unsound - 1, heap->hosts.index));
-    say_rows(j);
+    if (!said)
+        return fe_fail(FERRY_SYSTEM, "rank %d: %s: a token of rank %d's names places or counts that do not exist",
+                       heap->rank, pass->step, fe_hosts_rank(&heap->hosts, unsound - 1, heap->hosts.index));
     return FERRY_OK;
 }

@@ -1,6 +1,8 @@
 /* Dispatch to other hosts: a token's row crosses the network once for each host, to this rank's column there. */
 #include "cpu/far.h"
 
+#define STRAIGHT_LEAST 262144 /* bytes of rows: below, a write of headers more costs more than the copy that it saves */
+
 static uint64_t outbox_of(const fe_pack *p, int host) {
     return p->far->boxes->outbox[p->pass->half] + (uint64_t)host * p->far->boxes->box_bytes;
 }
@@ -13,6 +15,23 @@ void fe_cpu_tail(const fe_route_data *route, int rank, int32_t *tail) {
     int first = fe_first_unit(shape, rank),
         units = shape->layout == FERRY_LAYOUT_RANK ? 1 : fe_map_local(shape->map, rank);
     for (int u = 0; u < units; u++) tail[u] = route->scratch.keep[first + u];
+}
+
+/* Where hosts have one rank each, the gateway is the receiver, and in RANK its rows from us are one block: large ones go there at once, and
+ * the landing gets only the headers. The receiver goes by what the note says. */
+static bool goes_straight(const fe_pack *p, int host) {
+    return p->far->hosts->each == 1 && p->pass->route->shape.layout == FERRY_LAYOUT_RANK &&
+           (size_t)p->far->records[host] * p->pass->scatter.row_bytes >= STRAIGHT_LEAST;
+}
+
+/* In the box then: all headers, all rows, all scales. */
+static uint64_t straight_rows(const fe_pack *p, int host) {
+    return p->far->boxes->tail_bytes +
+           (uint64_t)fe_align((int64_t)((size_t)p->far->records[host] * p->far->header), 64);
+}
+static uint64_t straight_scales(const fe_pack *p, int host) {
+    size_t rows = (size_t)p->far->records[host] * p->pass->scatter.row_bytes;
+    return straight_rows(p, host) + (uint64_t)fe_align((int64_t)rows, 64);
 }
 
 void fe_cpu_pack_open(fe_pack *p, const fe_crew *crew, const fe_pass *pass) {
@@ -36,11 +55,15 @@ void fe_cpu_pack(const fe_pack *p, int64_t token, const char *row, const char *s
     for (int h = 0; h < p->far->hosts->count; h++) {
         int32_t number = p->far->record[(size_t)h * (size_t)route->shape.tokens + (size_t)token];
         if (number < 0 || h == p->far->hosts->mine) continue;
-        char *to =
-            fe_near(heap, heap->rank, outbox_of(p, h) + p->far->boxes->tail_bytes + (uint64_t)number * p->stride);
+        char *box = fe_near(heap, heap->rank, outbox_of(p, h)), *to = box + p->far->boxes->tail_bytes;
+        bool straight = goes_straight(p, h);
+        to += (size_t)number * (straight ? p->far->header : p->stride);
+        char *row_to = straight ? box + straight_rows(p, h) + (size_t)number * s->row_bytes : to + p->far->header;
+        char *scales_to =
+            straight ? box + straight_scales(p, h) + (size_t)number * s->scale_bytes : row_to + s->row_bytes;
         fe_record_write(&route->shape, &route->table, p->far, h, token, (fe_record *)(void *)to);
-        p->crew->rows->copy(to + p->far->header, row, s->row_bytes);
-        if (scales) memcpy(to + p->far->header + s->row_bytes, scales, s->scale_bytes);
+        p->crew->rows->copy(row_to, row, s->row_bytes);
+        if (scales) memcpy(scales_to, scales, s->scale_bytes);
     }
 }
 
@@ -55,12 +78,32 @@ static int64_t count_records(const fe_pack *p, int host, int64_t from, int64_t t
     return count;
 }
 
+static ferry_status push_straight(const fe_pack *p, int host, int64_t first, int64_t count) {
+    const fe_heap *heap = &p->crew->engine->heap;
+    const fe_scatter *s = &p->pass->scatter;
+    fe_far *net = p->crew->engine->far;
+    int rank = fe_hosts_rank(p->far->hosts, host, 0);
+    const uint64_t *ready = fe_link_words(heap, FE_READY, p->pass->half, rank);
+    uint64_t slot = (uint64_t)p->pass->route->scratch.base[rank] + (uint64_t)first, n = (uint64_t)count;
+    FE_TRY(fe_far_push(net, host, FE_LANDED, p->pass->half,
+                       outbox_of(p, host) + straight_rows(p, host) + (uint64_t)first * s->row_bytes,
+                       ready[FE_AT_ROWS] + slot * s->row_bytes, n * s->row_bytes));
+    if (!s->scale_bytes) return FERRY_OK;
+    return fe_far_push(net, host, FE_LANDED, p->pass->half,
+                       outbox_of(p, host) + straight_scales(p, host) + (uint64_t)first * s->scale_bytes,
+                       ready[FE_AT_SCALES] + slot * s->scale_bytes, n * s->scale_bytes);
+}
+
 ferry_status fe_cpu_push_records(const fe_pack *p, int64_t from, int64_t to) {
     bool tails = fe_slots_fixed(&p->pass->route->shape);
     for (int i = 1; i < p->far->hosts->count; i++) {
         int h = (p->far->hosts->mine + i) % p->far->hosts->count;
         int64_t first = 0, count = count_records(p, h, from, to, &first);
         if (!count) continue;
+        if (goes_straight(p, h)) {
+            FE_TRY(push_straight(p, h, first, count));
+            continue;
+        }
         uint64_t begin = p->far->boxes->tail_bytes + (uint64_t)first * p->stride,
                  end = begin + (uint64_t)count * p->stride;
         if (tails && first == 0) begin = 0; /* the counts come with the first records */
@@ -76,7 +119,11 @@ ferry_status fe_cpu_pack_close(const fe_pack *p) {
         if (h == p->far->hosts->mine) continue;
         uint64_t word[FE_CELL_WORDS] = {[FE_LANDED_RECORDS] = (uint64_t)p->far->records[h],
                                         [FE_LANDED_STRIDE] = p->stride,
-                                        [FE_LANDED_HEADER] = p->far->header};
+                                        [FE_LANDED_HEADER] = p->far->header,
+                                        [FE_LANDED_STRAIGHT] = goes_straight(p, h)};
+        if (goes_straight(p, h))
+            FE_TRY(fe_far_push(p->crew->engine->far, h, FE_LANDED, p->pass->half, outbox_of(p, h), landing_of(p),
+                               straight_rows(p, h)));
         if (tails && !p->far->records[h])
             FE_TRY(fe_far_push(p->crew->engine->far, h, FE_LANDED, p->pass->half, outbox_of(p, h), landing_of(p),
                                p->far->boxes->tail_bytes));

@@ -10,6 +10,7 @@ typedef struct fe_target {
     int32_t *source, *ids;
     float *weights;
     size_t row_stride, scale_stride;
+    int64_t room; /* of fan-out: slots that there are */
 } fe_target;
 
 static inline fe_target fe_target_read(const fe_heap *heap, int half, int rank) {

@@ -53,8 +53,8 @@ static inline uint64_t fe_strides(uint64_t row, uint64_t scale) {
 }
 
 /* Words of a LANDED note; RETURNED has the first. Bytes from one token to the next, and those before its row, are as the receiver counts
- * them. */
-enum { FE_LANDED_RECORDS, FE_LANDED_STRIDE, FE_LANDED_HEADER };
+ * them. STRAIGHT: rows and scales are in the receiver's buffer already, and headers follow one another. */
+enum { FE_LANDED_RECORDS, FE_LANDED_STRIDE, FE_LANDED_HEADER, FE_LANDED_STRAIGHT };
 
 /* Words of an OFFER note. */
 enum { FE_OFFER_ROWS, FE_OFFER_STRIDE, FE_OFFER_WEIGHTS, FE_OFFER_WANTS, FE_OFFER_FORMAT = FE_AT_FORMAT };

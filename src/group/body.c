@@ -35,7 +35,8 @@ static void lay_boxes(const ferry_group_config *cfg, const fe_map *map, size_t h
     size_t tails = (size_t)map->ranks / hosts * (size_t)map->most_local * sizeof(int32_t);
     b->tail_bytes = (size_t)fe_align((int64_t)tails, LINE);
     b->box_bytes = (size_t)fe_align(
-        (int64_t)(b->tail_bytes + tokens * fe_record_stride(header, body->row_bytes, body->scale_bytes)), LINE);
+        (int64_t)(b->tail_bytes + tokens * fe_record_stride(header, body->row_bytes, body->scale_bytes)) + 2 * LINE,
+        LINE);
     b->weight_bytes = (size_t)fe_align((int64_t)(tokens * (size_t)cfg->max_topk * sizeof(float)), LINE);
     b->sum_weights_at = (size_t)fe_align((int64_t)(tokens * body->row_bytes), LINE);
     b->sum_bytes = b->sum_weights_at + b->weight_bytes;

@@ -10,6 +10,7 @@ typedef struct
     fe_record { /* the header; then order[topk] bytes, and home, slot and (with weights) weight, [topk] words each */
     int32_t token, fan;
 } fe_record;
+#define FE_RECORD_MOST (sizeof(fe_record) + 13 * FERRY_MAX_TOPK + 16) /* bytes of a header */
 
 /* What a route knows of other hosts; hosts NULL: there are none. Arrays [hosts] have an unused place for this rank's own. */
 typedef struct fe_far_route {

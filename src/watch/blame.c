@@ -50,7 +50,9 @@ static weight accuse_far(const fe_watch *watch, int rank, char *text, size_t siz
     int gateway = fe_hosts_gateway(&heap->hosts, rank);
     const char *trouble = watch->trouble && gateway == heap->rank ? watch->trouble(watch->far, rank) : NULL;
     fate why = ALIVE;
-    if (gateway != heap->rank && guilt(heap, gateway, &why) == GONE) {
+    /* One that has failed before and left is late for a reason of its own, and that is most likely the far rank. */
+    bool left = atomic_load(&fe_heap_control(heap, gateway)->failed) != 0;
+    if (gateway != heap->rank && !left && guilt(heap, gateway, &why) == GONE) {
         snprintf(text, size, "rank %d (%s, the gateway of rank %d)", gateway, fates[why] + 2, rank);
         return GONE;
     }

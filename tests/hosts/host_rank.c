@@ -118,7 +118,7 @@ static ferry_status step(const world *w, ferry_group *g, uint8_t *sum) {
 static bool names_far(const world *w, const char *sentence) {
     int each = w->ranks / w->hosts;
     for (int r = 0; r < w->ranks; r++) {
-        char name[32];
+        char name[64];
         snprintf(name, sizeof name, "rank %d (on another host", r);
         if (r / each != w->rank / each && strstr(sentence, name)) return true;
     }

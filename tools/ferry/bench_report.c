@@ -185,8 +185,9 @@ static void print_wire(const fe_bench *b) {
     wire w = count_wire(b);
     printf("\n%d hosts of %d ranks: %.0f bytes on the wire for each token, %.3f rows of %zu and %.1f%% beside them",
            b->hosts, b->o.ranks / b->hosts, w.bytes, w.rows, b->row_bytes + b->scale_bytes, 100 * w.overhead);
-    printf("\nbare writes of 1 MiB: %.2f GB/s out of each rank; dispatch reaches %.0f%% of them, combine %.0f%%",
-           b->shared->wire_rate / 1e9, 100 * of_wire(b, FE_M_DISPATCH), 100 * of_wire(b, FE_M_COMBINE));
+    if (b->shared->wire_rate > 0)
+        printf("\nbare writes of 1 MiB: %.2f GB/s out of each rank; dispatch reaches %.0f%% of them, combine %.0f%%",
+               b->shared->wire_rate / 1e9, 100 * of_wire(b, FE_M_DISPATCH), 100 * of_wire(b, FE_M_COMBINE));
 }
 
 void fe_bench_print(const fe_bench *b) {
@@ -296,9 +297,11 @@ cJSON *fe_bench_json(const fe_bench *b, int argc, char **argv) {
         cJSON_AddNumberToObject(far, "hosts", b->hosts);
         add_number(far, "wire_bytes_per_token", w.bytes);
         add_number(far, "wire_rows_per_token", w.rows);
-        add_number(far, "wire_gbps", b->shared->wire_rate / 1e9);
-        add_number(far, "dispatch_of_wire", of_wire(b, FE_M_DISPATCH));
-        add_number(far, "combine_of_wire", of_wire(b, FE_M_COMBINE));
+        if (b->shared->wire_rate > 0) {
+            add_number(far, "wire_gbps", b->shared->wire_rate / 1e9);
+            add_number(far, "dispatch_of_wire", of_wire(b, FE_M_DISPATCH));
+            add_number(far, "combine_of_wire", of_wire(b, FE_M_COMBINE));
+        }
     }
     if (b->shared->flag_rtt_us > 0) add_number(object, "flag_rtt_us", b->shared->flag_rtt_us);
     return object;
