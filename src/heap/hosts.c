@@ -1,5 +1,6 @@
 #include "heap/hosts.h"
 #include "base/env.h"
+#include "boot/boot.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -3,8 +3,10 @@
 #ifndef FERRY_HEAP_HOSTS_H
 #define FERRY_HEAP_HOSTS_H
 
-#include "boot/boot.h"
+#include "base/status.h"
 #include <stdbool.h>
+
+struct fe_boot; /* not by its header: kernels, which are C++, know fe_hosts through a pass */
 
 typedef struct fe_hosts {
     int count;        /* 1: all ranks are near each other */
@@ -18,7 +20,7 @@ typedef struct fe_hosts {
 } fe_hosts;
 
 /* [collective over boot] FERRY_MISMATCH (FERRY_HOSTS differs), FERRY_UNSUPPORTED (hosts of unequal size). */
-ferry_status fe_hosts_find(fe_boot *boot, int rank, int ranks, fe_hosts *hosts);
+ferry_status fe_hosts_find(struct fe_boot *boot, int rank, int ranks, fe_hosts *hosts);
 void fe_hosts_free(fe_hosts *hosts);
 
 static inline int fe_hosts_rank(const fe_hosts *hosts, int host, int index) {
