@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes as C
 import sys
 import weakref
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -109,6 +110,7 @@ class Group:
         self._children: "weakref.WeakSet[Any]" = weakref.WeakSet()
         self._streams: "weakref.WeakValueDictionary[int, Stream]" = weakref.WeakValueDictionary()
         self._wrapped: Dict[int, Stream] = {}  # by the address of the CUDA stream
+        self._dropped: Deque[Tuple[int, Set[int], bool]] = deque()  # routes that nothing refers to; any thread appends
         self._retired: List[Tuple[int, List[Event]]] = []  # routes that streams have yet to pass
         self.rank: int = lib.ferry_group_rank(pointer)
         self.ranks: int = lib.ferry_group_ranks(pointer)
@@ -203,7 +205,8 @@ class Group:
         for child in list(self._children):
             child._abandon(held)
         self._wrapped.clear()
-        self._retired.clear()  # freed with the group
+        self._dropped.clear()  # freed with the group, like the retired
+        self._retired.clear()
 
     def __enter__(self) -> "Group":
         return self
@@ -259,11 +262,14 @@ class Group:
             lib.ferry_route_destroy(route)
 
     def _sweep(self) -> None:
-        if self._retired and not self._capturing():
-            done = [r for r in self._retired if all(e.done for e in r[1])]
-            self._retired = [r for r in self._retired if r not in done]
-            for route, _ in done:
-                lib.ferry_route_destroy(route)
+        if not (self._dropped or self._retired) or self._capturing():
+            return
+        while self._dropped:
+            self._retire(*self._dropped.popleft())
+        done = [r for r in self._retired if all(e.done for e in r[1])]
+        self._retired = [r for r in self._retired if r not in done]
+        for route, _ in done:
+            lib.ferry_route_destroy(route)
 
     def _hold(self, where: Optional[int], things: List[Any]) -> None:
         """What a call on a stream was given lives until the stream has passed it."""

@@ -77,9 +77,9 @@ class Route:
         InvalidError (an index that is no expert is named with token and choice), CapacityError, MismatchError,
         DeadlineError, NoMemoryError.
 
-    A route serves any number of dispatches and combines. It is a context manager, and closes when it is no longer
-    referred to; its memory is freed when the streams that it was used on have passed it. Used in the capture of a CUDA
-    graph by PyTorch, it stays as long as the group.
+    A route serves any number of dispatches and combines. It is a context manager. Its memory is freed when the streams
+    that it was used on have passed it; that of a route that was not closed, but is no longer referred to, when the
+    group's next route is made. Used in the capture of a CUDA graph by PyTorch, it stays as long as the group.
     """
 
     def __init__(
@@ -279,8 +279,10 @@ class Route:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_pointer", None) is not None:
-            self.close()
+        # Any thread may drop the last reference (autograd's, the garbage collector's), while the group's own is in a call.
+        pointer, self._pointer = getattr(self, "_pointer", None), None
+        if pointer is not None:
+            self.group._dropped.append((pointer, self._used, self._captured))
 
     def __repr__(self) -> str:
         return (

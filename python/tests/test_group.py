@@ -1,6 +1,7 @@
 """Groups: how ranks meet, what is said when something is wrong, who may wait for whom."""
 
 import gc
+import queue
 import socket
 import threading
 import time
@@ -200,6 +201,38 @@ def test_garbage_in_any_order():
         things["self"] = things
         del g, things
         gc.collect()
+
+
+def test_routes_dropped_by_other_threads():
+    on_ranks(1, dropped)
+
+
+def dropped(env):
+    """The last reference goes in threads that are not the group's, as autograd's do, while that one makes routes."""
+    handed: "queue.Queue" = queue.Queue()
+
+    def drop():
+        while handed.get() is not None:
+            pass
+
+    threads = [threading.Thread(target=drop) for _ in range(3)]
+    [t.start() for t in threads]
+    try:
+        with env.group() as g:
+            idx, x = np.zeros((4, 1), np.int64), np.ones((4, 256), np.float16)
+            for _ in range(3000):
+                route = g.route(idx)
+                assert (route.dispatch(x).rows == 1).all()
+                handed.put(route)
+                del route
+            assert len(g._dropped) < 3000 and not g._retired
+            while not handed.empty():
+                time.sleep(0.01)
+            g.route(idx).close()
+            assert len(g._dropped) <= len(threads)  # what a thread still has in its hands
+    finally:
+        [handed.put(None) for _ in threads]
+        [t.join() for t in threads]
 
 
 def test_broadcast_and_allgather():
