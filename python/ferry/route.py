@@ -179,7 +179,8 @@ class Route:
             out: an array for the rows, of at least route.rows rows. In the symmetric heap it is written in place.
             out_scales: an array for the scales, any strides.
             view: True: rows, scales and the rest are views of the library's buffer (no copy), valid until the second
-                dispatch after this one begins on this rank. False: arrays of the caller's own.
+                dispatch after this one begins on this rank; counts and starts are always arrays of the caller's own.
+                False: so are all.
             topk: False: topk_idx, topk_weights and source are not delivered.
             zero_padding: EXPERT: rows between an expert's last row and the next block are set to zero.
             stream: as for `Route`.
@@ -355,7 +356,8 @@ class _Dispatch:
         )
         self.made: Dict[str, Any] = {"rows": out, "scales": out_scales}
         for name, (shape, code) in self._wanted(scales, cast, topk).items():
-            if self.made.get(name) is None and not view:
+            # A view of the tables would be the route's memory, which nothing would keep.
+            if self.made.get(name) is None and (not view or name in ("counts", "starts")):
                 self.made[name] = self.arrays.empty(shape, code, x)
             if self.made.get(name) is not None:
                 given = _array.describe(self.made[name], group._device, f"out ({name})", self.keep)

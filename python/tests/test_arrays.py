@@ -32,7 +32,35 @@ def test_rows_of_every_dtype_are_carried(dtype, view):
         x = np.random.default_rng(1).integers(0, 255, (3, 16 * kind.itemsize), dtype=np.uint8).view(kind)
         got = g.route(np.zeros((3, 1), np.int32)).dispatch(x, view=view)
         assert got.rows.dtype == kind and got.rows.tobytes() == x.tobytes()
-        assert np.shares_memory(got.rows, got.rows) and got.scales is None and got.topk_weights is None
+        assert got.scales is None and got.topk_weights is None
+
+
+def test_a_view_is_the_librarys_memory():
+    with alone() as g:
+        idx, x = np.arange(4).reshape(4, 1), np.ones((4, 256), np.float16)
+        route = g.route(idx)
+        first = route.dispatch(x, view=True)
+        route.dispatch(x * 2, view=True)
+        assert (first.rows == 1).all()
+        third = route.dispatch(x * 3, view=True)  # the two halves of the buffer alternate
+        assert np.shares_memory(first.rows, third.rows) and (first.rows == 3).all()
+        own = route.dispatch(x * 4)
+        for later in (5, 6):
+            route.dispatch(x * later)
+        assert (own.rows == 4).all() and not np.shares_memory(own.rows, first.rows)
+
+
+@each(layout=("rank", "expert", "slots"))
+def test_tables_outlive_their_route(layout):
+    with alone(layouts=(layout,)) as g:
+        idx, x = np.arange(4).reshape(4, 1), np.ones((4, 256), np.float16)
+        route = g.route(idx, layout=layout)
+        got, own = route.dispatch(x, view=True), route.dispatch(x)
+        route.close()
+        others = [g.route(np.full((4, 1), 7), layout=layout) for _ in range(8)]  # takes the memory that was freed
+        for mine, want in ((got.counts, own.counts), (got.starts, own.starts)):
+            assert mine.flags.owndata and (mine == want).all()
+        del others
 
 
 def test_strides_are_honoured():
