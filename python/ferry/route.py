@@ -182,7 +182,8 @@ class Route:
                 dispatch after this one begins on this rank; counts and starts are always arrays of the caller's own.
                 False: so are all.
             topk: False: topk_idx, topk_weights and source are not delivered.
-            zero_padding: EXPERT: rows between an expert's last row and the next block are set to zero.
+            zero_padding: EXPERT: rows between an expert's last row and the next block are set to zero. Where the host does
+                not know the counts, and in SLOTS, new arrays are zero, weights too, where there is no row.
             stream: as for `Route`.
 
         Raises InvalidError, MismatchError, DeadlineError, AbortedError.
@@ -354,11 +355,12 @@ class _Dispatch:
         self.options = _c.DispatchOptions(
             cast=choose(_CASTS, cast, "cast"), skip_topk=int(not topk), zero_padding=int(pad)
         )
+        gaps = pad and (route.layout == "slots" or route.received < 0)
         self.made: Dict[str, Any] = {"rows": out, "scales": out_scales}
         for name, (shape, code) in self._wanted(scales, cast, topk).items():
             # A view of the tables would be the route's memory, which nothing would keep.
             if self.made.get(name) is None and (not view or name in ("counts", "starts")):
-                self.made[name] = self.arrays.empty(shape, code, x)
+                self.made[name] = self.arrays.empty(shape, code, x, gaps and name in ("rows", "scales", "topk_weights"))
             if self.made.get(name) is not None:
                 given = _array.describe(self.made[name], group._device, f"out ({name})", self.keep)
                 if (given.dtype, code) == (_c.BYTES, _c.E4M3):
