@@ -204,6 +204,7 @@ class Route:
             raise TypeError(f"dispatch_send: {', '.join(sorted(unknown))}: not known")
         call = _Dispatch(self, x, *{**defaults, **options}.values())
         lib.ferry_dispatch_send(self._c, C.byref(call.into), C.byref(call.out), C.byref(call.options), call.where)
+        self.group._hold(call.where, call.keep)
         return PendingDispatch(call)
 
     # ---- combine ----
@@ -252,6 +253,7 @@ class Route:
         """[collective] The first half of `combine`: offers this rank's rows. `.recv(out=...)` pulls and sums."""
         call = _Combine(self, rows, weights, weighted, topk_weights, bias, stream)
         lib.ferry_combine_send(self._c, C.byref(call.into), C.byref(call.options), call.where)
+        self.group._hold(call.where, call.keep)
         return PendingCombine(call)
 
     def combine_buffer(self, columns: Optional[int] = None, dtype: Any = "bfloat16", like: Any = None) -> Any:
