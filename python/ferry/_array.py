@@ -274,13 +274,17 @@ def arrays_of(x: Any) -> Arrays:
     raise TypeError(f"{type(x).__name__} is no array: NumPy arrays, PyTorch tensors and DLPack tensors are taken")
 
 
-def describe(x: Any, device: int, name: str, keep: list) -> _c.Tensor:
-    """The ferry_tensor of an array that is an input or an output; what must outlive the call is put into keep."""
+def describe(x: Any, device: int, name: str, keep: list, written: bool = False) -> _c.Tensor:
+    """The ferry_tensor of an array that is an input or, written, an output; what must outlive the call is put into keep."""
     try:
         arrays = arrays_of(x)
         t = arrays.describe(x, device)
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from None
+    if written and any(s == 0 and n > 1 for s, n in zip(t.strides, t.shape[: t.ndim])) and all(t.shape[: t.ndim]):
+        raise TypeError(f"{name}: the array is broadcast, and cannot be written: several elements are one")
+    if written and arrays is NUMPY and not x.flags.writeable:
+        raise TypeError(f"{name}: the array is read-only")
     if _broadcast(t):
         x = x.contiguous() if arrays is TORCH else np.ascontiguousarray(x)
         t = arrays_of(x).describe(x, device)

@@ -179,7 +179,7 @@ class Group:
     def broadcast(self, array: Any, root: int = 0, *, stream: StreamLike = None) -> None:
         """[collective] Fills every rank's contiguous array with that of rank `root`."""
         keep: List[Any] = []
-        t = _array.describe(array, self._device, "array", keep)
+        t = _array.describe(array, self._device, "array", keep, written=self.rank != root)
         where = self._stream(stream, array)
         lib.ferry_broadcast(self._c, t.data, _bytes_of(t, "array"), root, where)
         self._hold(where, keep)

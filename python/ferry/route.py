@@ -364,7 +364,7 @@ class _Dispatch:
             if self.made.get(name) is None and (not view or name in ("counts", "starts")):
                 self.made[name] = self.arrays.empty(shape, code, x, gaps and name in ("rows", "scales", "topk_weights"))
             if self.made.get(name) is not None:
-                given = _array.describe(self.made[name], group._device, f"out ({name})", self.keep)
+                given = _array.describe(self.made[name], group._device, f"out ({name})", self.keep, written=True)
                 if (given.dtype, code) == (_c.BYTES, _c.E4M3):
                     given.dtype = code  # an array library without float8 has its bytes
                 setattr(self.out, name, given)
@@ -440,7 +440,7 @@ class _Combine:
             code = self.into.rows.dtype if out_dtype is None else _array.dtype_code(out_dtype)
             out = self.arrays.empty((self.route.tokens, columns), code, self.rows)
         self.made = out
-        self.out.rows = _array.describe(out, group._device, "out", self.keep)
+        self.out.rows = _array.describe(out, group._device, "out", self.keep, written=True)
         if self.brings:
             self.weights = self.arrays.empty((self.route.tokens, self.route.topk), _c.FP32, self.rows)
             self.out.weights = _array.describe(self.weights, group._device, "weights", self.keep)

@@ -163,6 +163,32 @@ def test_out_is_written():
         assert (route.combine(buffer).rows == x * 2).all()
 
 
+def test_an_output_that_cannot_be_written_is_refused():
+    with alone(heap_bytes=1 << 16) as g:
+        route, x = g.route(np.zeros((4, 1), np.int64)), np.ones((4, 256), np.float16)
+        fixed = np.zeros((4, 256), np.float16)
+        fixed.flags.writeable = False
+        one_row, one = np.zeros(256, np.float16), np.zeros((), np.float16)
+        with raises(TypeError, "out (rows): the array is read-only"):
+            route.dispatch(x, out=fixed)
+        with raises(TypeError, "out: the array is read-only"):
+            route.combine(x, out=fixed)
+        for base in (one_row, one):
+            # as_strided, since broadcast_to is read-only already
+            wide = np.lib.stride_tricks.as_strided(base, (4, 256), np.broadcast_to(base, (4, 256)).strides)
+            with raises(TypeError, "out (rows): the array is broadcast"):
+                route.dispatch(x, out=wide)
+            with raises(TypeError, "out: the array is broadcast"):
+                route.combine(x, out=wide)
+        place = g.heap.alloc(256, "float16")
+        with raises(TypeError, "target: the array is broadcast"):
+            g.heap.get(np.lib.stride_tricks.as_strided(one, (256,), (0,)), place, 0)
+        assert not fixed.any() and not one_row.any() and not one.any()
+        fixed.setflags(write=True)
+        route.dispatch(np.broadcast_to(np.float16(2), (4, 256)), out=fixed)  # an input may be
+        assert (fixed == 2).all()
+
+
 def test_everything_public_is_documented():
     for name in ferry.__all__:
         thing = getattr(ferry, name)

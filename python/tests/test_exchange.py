@@ -241,9 +241,10 @@ def test_what_was_sent_is_kept():
         route.combine_send(y, stream=stream)
         del x, y
         gc.collect()
-        assert all(k() is not None for k in kept)
+        there = [k() is not None for k in kept]
         gate.set()
         stream.sync()
+        assert all(there)
         assert all(k() is None for k in kept)
 
 
