@@ -112,6 +112,7 @@ class Group:
         self._wrapped: Dict[int, Stream] = {}  # by the address of the CUDA stream
         self._dropped: Deque[Tuple[int, Set[int], bool]] = deque()  # routes that nothing refers to; any thread appends
         self._retired: List[Tuple[int, List[Event]]] = []  # routes that streams have yet to pass
+        self._captured = False  # a graph that may be replayed uses it
         self.rank: int = lib.ferry_group_rank(pointer)
         self.ranks: int = lib.ferry_group_ranks(pointer)
         self.experts, self.hidden, self.max_tokens, self.max_topk = experts, hidden, max_tokens, max_topk

@@ -152,7 +152,8 @@ class Route:
     def _use(self, where: Optional[int]) -> None:
         if where is not None:
             self._used.add(where)
-            self._captured = self._captured or self.group._capturing()
+            if self.group._capturing():
+                self._captured = self.group._captured = True
 
     # ---- dispatch ----
 
