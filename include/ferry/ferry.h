@@ -549,6 +549,7 @@ typedef struct ferry_dispatch_out {
         topk_weights;    /* RANK: [info.rows, topk] float32, 0 where topk_idx is -1; EXPERT, SLOTS: [rows], the sum, in
                                   choice order, of the token's weights for this expert, 0 in padding. Only when the route has weights. */
     ferry_tensor source; /* [rows] int32: source rank * max_tokens + token; -1 in padding of EXPERT */
+    /* A view of counts or starts is the route's memory, valid while the route is. */
     ferry_tensor counts; /* int32. RANK: [R] rows from each rank. EXPERT, SLOTS: [L, R] */
     ferry_tensor starts; /* int32, shaped like counts: first row of that block (SLOTS: first slot inside the expert) */
 } ferry_dispatch_out;

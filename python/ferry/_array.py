@@ -159,8 +159,8 @@ class NumpyArrays:
             raise TypeError(f"strides {x.strides} are no multiples of the {size} bytes of an element")
         return tensor(x.ctypes.data, self.code(x.dtype), x.shape, [s // size for s in x.strides])
 
-    def empty(self, shape: Sequence[int], code: int, like: Any) -> np.ndarray:
-        return np.empty(shape, self.dtype(code))
+    def empty(self, shape: Sequence[int], code: int, like: Any, zero: bool = False) -> np.ndarray:
+        return (np.zeros if zero else np.empty)(shape, self.dtype(code))
 
     def wrap(self, owner: Any, t: _c.Tensor, device: Tuple[int, int]) -> Any:
         if device[0] != _DL_CPU:
@@ -210,8 +210,9 @@ class TorchArrays:
             raise TypeError(f"the group is on {('the CPU', 'a GPU')[device]}, the tensor on {x.device}")
         return tensor(x.data_ptr(), self.code(x.dtype), tuple(x.shape), x.stride())
 
-    def empty(self, shape: Sequence[int], code: int, like: Any) -> Any:
-        return sys.modules["torch"].empty(tuple(shape), dtype=self.dtype(code), device=like.device)
+    def empty(self, shape: Sequence[int], code: int, like: Any, zero: bool = False) -> Any:
+        torch = sys.modules["torch"]
+        return (torch.zeros if zero else torch.empty)(tuple(shape), dtype=self.dtype(code), device=like.device)
 
     def wrap(self, owner: Any, t: _c.Tensor, device: Tuple[int, int]) -> Any:
         torch = sys.modules["torch"]
@@ -249,10 +250,10 @@ class DlpackArrays:
 
         return describe(x, device)
 
-    def empty(self, shape: Sequence[int], code: int, like: Any) -> Any:
+    def empty(self, shape: Sequence[int], code: int, like: Any, zero: bool = False) -> Any:
         if like.__dlpack_device__()[0] in (_DL_CUDA, _DL_MANAGED):
             raise TypeError("out= must be given (or view=True asked for): Ferry has no allocator for this array's GPU")
-        return NUMPY.empty(shape, code, like)
+        return NUMPY.empty(shape, code, like, zero)
 
     def wrap(self, owner: Any, t: _c.Tensor, device: Tuple[int, int]) -> Any:
         return NUMPY.wrap(owner, t, device)
@@ -273,13 +274,17 @@ def arrays_of(x: Any) -> Arrays:
     raise TypeError(f"{type(x).__name__} is no array: NumPy arrays, PyTorch tensors and DLPack tensors are taken")
 
 
-def describe(x: Any, device: int, name: str, keep: list) -> _c.Tensor:
-    """The ferry_tensor of an array that is an input or an output; what must outlive the call is put into keep."""
+def describe(x: Any, device: int, name: str, keep: list, written: bool = False) -> _c.Tensor:
+    """The ferry_tensor of an array that is an input or, written, an output; what must outlive the call is put into keep."""
     try:
         arrays = arrays_of(x)
         t = arrays.describe(x, device)
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from None
+    if written and any(s == 0 and n > 1 for s, n in zip(t.strides, t.shape[: t.ndim])) and all(t.shape[: t.ndim]):
+        raise TypeError(f"{name}: the array is broadcast, and cannot be written: several elements are one")
+    if written and arrays is NUMPY and not x.flags.writeable:
+        raise TypeError(f"{name}: the array is read-only")
     if _broadcast(t):
         x = x.contiguous() if arrays is TORCH else np.ascontiguousarray(x)
         t = arrays_of(x).describe(x, device)

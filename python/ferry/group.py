@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes as C
 import sys
 import weakref
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -109,7 +110,9 @@ class Group:
         self._children: "weakref.WeakSet[Any]" = weakref.WeakSet()
         self._streams: "weakref.WeakValueDictionary[int, Stream]" = weakref.WeakValueDictionary()
         self._wrapped: Dict[int, Stream] = {}  # by the address of the CUDA stream
+        self._dropped: Deque[Tuple[int, Set[int], bool]] = deque()  # routes that nothing refers to; any thread appends
         self._retired: List[Tuple[int, List[Event]]] = []  # routes that streams have yet to pass
+        self._captured = False  # a graph that may be replayed uses it
         self.rank: int = lib.ferry_group_rank(pointer)
         self.ranks: int = lib.ferry_group_ranks(pointer)
         self.experts, self.hidden, self.max_tokens, self.max_topk = experts, hidden, max_tokens, max_topk
@@ -177,7 +180,7 @@ class Group:
     def broadcast(self, array: Any, root: int = 0, *, stream: StreamLike = None) -> None:
         """[collective] Fills every rank's contiguous array with that of rank `root`."""
         keep: List[Any] = []
-        t = _array.describe(array, self._device, "array", keep)
+        t = _array.describe(array, self._device, "array", keep, written=self.rank != root)
         where = self._stream(stream, array)
         lib.ferry_broadcast(self._c, t.data, _bytes_of(t, "array"), root, where)
         self._hold(where, keep)
@@ -203,7 +206,8 @@ class Group:
         for child in list(self._children):
             child._abandon(held)
         self._wrapped.clear()
-        self._retired.clear()  # freed with the group
+        self._dropped.clear()  # freed with the group, like the retired
+        self._retired.clear()
 
     def __enter__(self) -> "Group":
         return self
@@ -259,11 +263,14 @@ class Group:
             lib.ferry_route_destroy(route)
 
     def _sweep(self) -> None:
-        if self._retired and not self._capturing():
-            done = [r for r in self._retired if all(e.done for e in r[1])]
-            self._retired = [r for r in self._retired if r not in done]
-            for route, _ in done:
-                lib.ferry_route_destroy(route)
+        if not (self._dropped or self._retired) or self._capturing():
+            return
+        while self._dropped:
+            self._retire(*self._dropped.popleft())
+        done = [r for r in self._retired if all(e.done for e in r[1])]
+        self._retired = [r for r in self._retired if r not in done]
+        for route, _ in done:
+            lib.ferry_route_destroy(route)
 
     def _hold(self, where: Optional[int], things: List[Any]) -> None:
         """What a call on a stream was given lives until the stream has passed it."""

@@ -82,9 +82,12 @@ class Heap:
 
     def get(self, target: Any, source: Any, rank: int, *, stream: StreamLike = None) -> None:
         """Copies what lies at `source`'s place in rank `rank`'s heap to `target` (any memory)."""
+        from .group import _bytes_of
+
         group, keep = self._group, []  # type: ignore[var-annotated]
-        size, where = self._span(target, "target"), group._stream(stream, source)
-        lib.ferry_get(group._c, self._address(target, "target", keep), self._room(source, size), size, rank, where)
+        into, where = _array.describe(target, group._device, "target", keep, written=True), group._stream(stream, source)
+        size = _bytes_of(into, "target")
+        lib.ferry_get(group._c, into.data, self._room(source, size), size, rank, where)
         group._hold(where, keep)
 
     def put_signal(

@@ -77,9 +77,9 @@ class Route:
         InvalidError (an index that is no expert is named with token and choice), CapacityError, MismatchError,
         DeadlineError, NoMemoryError.
 
-    A route serves any number of dispatches and combines. It is a context manager, and closes when it is no longer
-    referred to; its memory is freed when the streams that it was used on have passed it. Used in the capture of a CUDA
-    graph by PyTorch, it stays as long as the group.
+    A route serves any number of dispatches and combines. It is a context manager. Its memory is freed when the streams
+    that it was used on have passed it; that of a route that was not closed, but is no longer referred to, when the
+    group's next route is made. Used in the capture of a CUDA graph by PyTorch, it stays as long as the group.
     """
 
     def __init__(
@@ -152,7 +152,8 @@ class Route:
     def _use(self, where: Optional[int]) -> None:
         if where is not None:
             self._used.add(where)
-            self._captured = self._captured or self.group._capturing()
+            if self.group._capturing():
+                self._captured = self.group._captured = True
 
     # ---- dispatch ----
 
@@ -179,9 +180,11 @@ class Route:
             out: an array for the rows, of at least route.rows rows. In the symmetric heap it is written in place.
             out_scales: an array for the scales, any strides.
             view: True: rows, scales and the rest are views of the library's buffer (no copy), valid until the second
-                dispatch after this one begins on this rank. False: arrays of the caller's own.
+                dispatch after this one begins on this rank; counts and starts are always arrays of the caller's own.
+                False: so are all.
             topk: False: topk_idx, topk_weights and source are not delivered.
-            zero_padding: EXPERT: rows between an expert's last row and the next block are set to zero.
+            zero_padding: EXPERT: rows between an expert's last row and the next block are set to zero. Where the host does
+                not know the counts, and in SLOTS, new arrays are zero, weights too, where there is no row.
             stream: as for `Route`.
 
         Raises InvalidError, MismatchError, DeadlineError, AbortedError.
@@ -202,6 +205,7 @@ class Route:
             raise TypeError(f"dispatch_send: {', '.join(sorted(unknown))}: not known")
         call = _Dispatch(self, x, *{**defaults, **options}.values())
         lib.ferry_dispatch_send(self._c, C.byref(call.into), C.byref(call.out), C.byref(call.options), call.where)
+        self.group._hold(call.where, call.keep)
         return PendingDispatch(call)
 
     # ---- combine ----
@@ -250,6 +254,7 @@ class Route:
         """[collective] The first half of `combine`: offers this rank's rows. `.recv(out=...)` pulls and sums."""
         call = _Combine(self, rows, weights, weighted, topk_weights, bias, stream)
         lib.ferry_combine_send(self._c, C.byref(call.into), C.byref(call.options), call.where)
+        self.group._hold(call.where, call.keep)
         return PendingCombine(call)
 
     def combine_buffer(self, columns: Optional[int] = None, dtype: Any = "bfloat16", like: Any = None) -> Any:
@@ -279,8 +284,10 @@ class Route:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_pointer", None) is not None:
-            self.close()
+        # Any thread may drop the last reference (autograd's, the garbage collector's), while the group's own is in a call.
+        pointer, self._pointer = getattr(self, "_pointer", None), None
+        if pointer is not None:
+            self.group._dropped.append((pointer, self._used, self._captured))
 
     def __repr__(self) -> str:
         return (
@@ -351,12 +358,14 @@ class _Dispatch:
         self.options = _c.DispatchOptions(
             cast=choose(_CASTS, cast, "cast"), skip_topk=int(not topk), zero_padding=int(pad)
         )
+        gaps = pad and (route.layout == "slots" or route.received < 0)
         self.made: Dict[str, Any] = {"rows": out, "scales": out_scales}
         for name, (shape, code) in self._wanted(scales, cast, topk).items():
-            if self.made.get(name) is None and not view:
-                self.made[name] = self.arrays.empty(shape, code, x)
+            # A view of the tables would be the route's memory, which nothing would keep.
+            if self.made.get(name) is None and (not view or name in ("counts", "starts")):
+                self.made[name] = self.arrays.empty(shape, code, x, gaps and name in ("rows", "scales", "topk_weights"))
             if self.made.get(name) is not None:
-                given = _array.describe(self.made[name], group._device, f"out ({name})", self.keep)
+                given = _array.describe(self.made[name], group._device, f"out ({name})", self.keep, written=True)
                 if (given.dtype, code) == (_c.BYTES, _c.E4M3):
                     given.dtype = code  # an array library without float8 has its bytes
                 setattr(self.out, name, given)
@@ -432,7 +441,7 @@ class _Combine:
             code = self.into.rows.dtype if out_dtype is None else _array.dtype_code(out_dtype)
             out = self.arrays.empty((self.route.tokens, columns), code, self.rows)
         self.made = out
-        self.out.rows = _array.describe(out, group._device, "out", self.keep)
+        self.out.rows = _array.describe(out, group._device, "out", self.keep, written=True)
         if self.brings:
             self.weights = self.arrays.empty((self.route.tokens, self.route.topk), _c.FP32, self.rows)
             self.out.weights = _array.describe(self.weights, group._device, "weights", self.keep)

@@ -50,29 +50,18 @@ class FerryAllToAll(torch.autograd.Function):
             return route.combine(x).rows, None
         if step != "dispatch":
             raise ValueError(f"step is {step!r}; there are 'dispatch' and 'combine'")
-        got = route.dispatch(x, zero_padding=route.layout == "expert")
+        got = route.dispatch(x, zero_padding=True)  # autograd multiplies with all rows
         return got.rows, got.topk_weights if ctx.weighted else None
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, weights_grad: Optional[torch.Tensor]) -> Any:
         route = ctx.route
         if ctx.step == "combine":
-            return None, None, _spread(route, grad.contiguous()), None
+            return None, None, route.dispatch(grad.contiguous(), topk=False, zero_padding=True).rows, None
         # Ranks agree on whether weights travel: by the route, never by what this rank's graph happens to need.
         weights = weights_grad.float().contiguous() if ctx.weighted and weights_grad is not None else None
         back = route.combine(grad.contiguous(), weights=weights)
         return None, None, back.rows, back.weights
-
-
-def _spread(route: Route, grad: torch.Tensor) -> torch.Tensor:
-    """The gradient in the slots of the dispatch; zero where there is no row."""
-    if route.mode == "throughput" and route.layout != "slots":
-        return route.dispatch(grad, topk=False, zero_padding=True).rows
-    shape: Tuple[int, ...] = (route.rows, grad.shape[1])
-    if route.layout == "slots":
-        shape = (route.local_experts, route.group.ranks * route.group.max_tokens, grad.shape[1])
-    out = grad.new_zeros(shape)
-    return route.dispatch(grad, topk=False, out=out).rows
 
 
 def dispatch(

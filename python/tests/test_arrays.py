@@ -32,7 +32,35 @@ def test_rows_of_every_dtype_are_carried(dtype, view):
         x = np.random.default_rng(1).integers(0, 255, (3, 16 * kind.itemsize), dtype=np.uint8).view(kind)
         got = g.route(np.zeros((3, 1), np.int32)).dispatch(x, view=view)
         assert got.rows.dtype == kind and got.rows.tobytes() == x.tobytes()
-        assert np.shares_memory(got.rows, got.rows) and got.scales is None and got.topk_weights is None
+        assert got.scales is None and got.topk_weights is None
+
+
+def test_a_view_is_the_librarys_memory():
+    with alone() as g:
+        idx, x = np.arange(4).reshape(4, 1), np.ones((4, 256), np.float16)
+        route = g.route(idx)
+        first = route.dispatch(x, view=True)
+        route.dispatch(x * 2, view=True)
+        assert (first.rows == 1).all()
+        third = route.dispatch(x * 3, view=True)  # the two halves of the buffer alternate
+        assert np.shares_memory(first.rows, third.rows) and (first.rows == 3).all()
+        own = route.dispatch(x * 4)
+        for later in (5, 6):
+            route.dispatch(x * later)
+        assert (own.rows == 4).all() and not np.shares_memory(own.rows, first.rows)
+
+
+@each(layout=("rank", "expert", "slots"))
+def test_tables_outlive_their_route(layout):
+    with alone(layouts=(layout,)) as g:
+        idx, x = np.arange(4).reshape(4, 1), np.ones((4, 256), np.float16)
+        route = g.route(idx, layout=layout)
+        got, own = route.dispatch(x, view=True), route.dispatch(x)
+        route.close()
+        others = [g.route(np.full((4, 1), 7), layout=layout) for _ in range(8)]  # takes the memory that was freed
+        for mine, want in ((got.counts, own.counts), (got.starts, own.starts)):
+            assert mine.flags.owndata and (mine == want).all()
+        del others
 
 
 def test_strides_are_honoured():
@@ -133,6 +161,32 @@ def test_out_is_written():
         buffer = route.combine_buffer(dtype="float16")
         buffer[:] = x * 2
         assert (route.combine(buffer).rows == x * 2).all()
+
+
+def test_an_output_that_cannot_be_written_is_refused():
+    with alone(heap_bytes=1 << 16) as g:
+        route, x = g.route(np.zeros((4, 1), np.int64)), np.ones((4, 256), np.float16)
+        fixed = np.zeros((4, 256), np.float16)
+        fixed.flags.writeable = False
+        one_row, one = np.zeros(256, np.float16), np.zeros((), np.float16)
+        with raises(TypeError, "out (rows): the array is read-only"):
+            route.dispatch(x, out=fixed)
+        with raises(TypeError, "out: the array is read-only"):
+            route.combine(x, out=fixed)
+        for base in (one_row, one):
+            # as_strided, since broadcast_to is read-only already
+            wide = np.lib.stride_tricks.as_strided(base, (4, 256), np.broadcast_to(base, (4, 256)).strides)
+            with raises(TypeError, "out (rows): the array is broadcast"):
+                route.dispatch(x, out=wide)
+            with raises(TypeError, "out: the array is broadcast"):
+                route.combine(x, out=wide)
+        place = g.heap.alloc(256, "float16")
+        with raises(TypeError, "target: the array is broadcast"):
+            g.heap.get(np.lib.stride_tricks.as_strided(one, (256,), (0,)), place, 0)
+        assert not fixed.any() and not one_row.any() and not one.any()
+        fixed.setflags(write=True)
+        route.dispatch(np.broadcast_to(np.float16(2), (4, 256)), out=fixed)  # an input may be
+        assert (fixed == 2).all()
 
 
 def test_everything_public_is_documented():

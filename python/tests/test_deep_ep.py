@@ -1,6 +1,7 @@
 """The drop-in for deep_ep, by what DeepEP documents and its callers count on."""
 
 import sys
+from contextlib import nullcontext
 
 from harness import DEVICE, draw, each, on_ranks, raises, torch_or_skip
 
@@ -227,6 +228,35 @@ def growing(env):
     buffer.destroy()
     with raises(ferry.InvalidError, "destroyed"):
         buffer.dispatch(wide, is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=one)
+
+
+def test_a_group_in_a_graph_stays():
+    torch_or_skip()
+    on_ranks(1, in_a_graph)
+
+
+def in_a_graph(env):
+    import torch
+
+    buffer = buffer_of(env)
+
+    def step(tokens, hidden):
+        x, idx = torch.ones(tokens, hidden, device=DEVICE).bfloat16(), torch.zeros(tokens, 1, dtype=int, device=DEVICE)
+        _, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, EXPERTS)
+        buffer.dispatch(x, is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=idx)
+
+    step(1, 128)
+    (group,) = buffer._groups._made.values()
+    with group.stream() if DEVICE == "cpu" else nullcontext() as stream:
+        group._capturing = lambda: True
+        group.route(torch.zeros(1, 1, dtype=int, device=DEVICE), stream=stream)
+        del group._capturing
+    step(1, 256)
+    step(1, 512)
+    made = buffer._groups._made
+    assert buffer._groups._in_graphs == [group] and group not in made.values() and not group.closed, made
+    buffer.destroy()
+    assert group.closed
 
 
 # ---- V1, low-latency mode ----

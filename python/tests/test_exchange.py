@@ -1,9 +1,13 @@
 """Dispatch and combine over ranks as processes, against the plain reference, bit for bit."""
 
+import gc
+import threading
+import weakref
+
 import ml_dtypes
 import numpy as np
 import reference
-from harness import draw, each, on_ranks
+from harness import alone, draw, each, on_ranks
 
 EXPERTS, HIDDEN, TOPK, M = 7, 256, 3, 12
 
@@ -224,6 +228,24 @@ def halves(env):
             assert stream.idle
         assert order == [first.dispatch(mine).counts.sum(), "after"]
         assert result.rows.tobytes() == one.tobytes()
+
+
+def test_what_was_sent_is_kept():
+    """The caller lets go of everything while the stream has yet to come to it."""
+    with alone() as g, g.stream() as stream:
+        route, gate = g.route(np.zeros((4, 1), np.int64)), threading.Event()
+        stream.call(gate.wait)
+        x, y = np.ones((4, 256), np.float16), np.ones((4, 256), np.float16)
+        kept = [weakref.ref(x), weakref.ref(y)]
+        route.dispatch_send(x, stream=stream)
+        route.combine_send(y, stream=stream)
+        del x, y
+        gc.collect()
+        there = [k() is not None for k in kept]
+        gate.set()
+        stream.sync()
+        assert all(there)
+        assert all(k() is None for k in kept)
 
 
 def test_capacity():

@@ -1,6 +1,7 @@
 """Groups: how ranks meet, what is said when something is wrong, who may wait for whom."""
 
 import gc
+import queue
 import socket
 import threading
 import time
@@ -200,6 +201,34 @@ def test_garbage_in_any_order():
         things["self"] = things
         del g, things
         gc.collect()
+
+
+def test_routes_dropped_by_other_threads():
+    """Threads that are not the group's drop the last reference, as autograd's do: its own one frees the route."""
+    lib, freed, handed = ferry._c.lib, [], queue.Queue()
+    destroy = lib.ferry_route_destroy
+    lib.ferry_route_destroy = lambda route: (freed.append(threading.get_ident()), destroy(route))
+
+    def drop():
+        while handed.get() is not None:
+            pass
+
+    threads = [threading.Thread(target=drop) for _ in range(3)]
+    [t.start() for t in threads]
+    try:
+        with alone() as g:
+            idx, x = np.zeros((4, 1), np.int64), np.ones((4, 256), np.float16)
+            for _ in range(1000):
+                route = g.route(idx)
+                assert (route.dispatch(x).rows == 1).all()
+                handed.put(route)
+                del route
+            [handed.put(None) for _ in threads]
+            [t.join() for t in threads]
+            g.route(idx).close()
+            assert freed == [threading.get_ident()] * 1001
+    finally:
+        lib.ferry_route_destroy = destroy
 
 
 def test_broadcast_and_allgather():

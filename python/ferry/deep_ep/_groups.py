@@ -43,6 +43,7 @@ class Groups:
         self.rank, self.ranks = rank, ranks
         self._timeout = None if os.environ.get("FERRY_TIMEOUT_MS") else timeout
         self._made: Dict[Need, ferry.Group] = {}
+        self._in_graphs: List[ferry.Group] = []  # that graphs may be replayed with: until close
         self.sms = 0
         self.control: Optional[ferry.Group] = ferry.Group(
             rank=rank, ranks=ranks, allgather=allgather, experts=ranks, hidden=8, max_tokens=1, max_topk=1, threads=1,
@@ -80,9 +81,16 @@ class Groups:
         smaller = [have for have in self._made if have.fits(need)]
         kind = [have for have in self._made if have[:2] == need[:2]]
         for have in smaller or kind[: max(0, len(kind) - _KEPT + 1)]:
-            del self._made[have]
+            self._drop(have)
         self._made[need] = self._make(need)
         return self._made[need]
+
+    def _drop(self, have: Need) -> None:
+        group = self._made.pop(have)
+        if group._captured:
+            self._in_graphs.append(group)
+        elif group.device == "cuda":
+            torch.cuda.synchronize(group.device_index)  # what is in flight would be given up with the group
 
     def _make(self, need: Need) -> ferry.Group:
         def allgather(mine: bytes) -> List[bytes]:
@@ -113,9 +121,10 @@ class Groups:
         self.control.barrier()
 
     def close(self) -> None:
-        for group in self._made.values():
+        for group in (*self._made.values(), *self._in_graphs):
             group.close()
         self._made.clear()
+        self._in_graphs.clear()
         if self.control is not None:
             self.control.close()
         self.control = None
