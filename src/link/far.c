@@ -42,7 +42,7 @@ static ferry_status make_tables(fe_far *f) {
     f->answered = calloc(ranks, sizeof *f->answered);
     f->asked = calloc(ranks, sizeof *f->asked);
     f->asking = calloc(ranks, sizeof *f->asking);
-    for (size_t r = 0; f->asking && r < ranks; r++) pthread_mutex_init(&f->asking[r], NULL);
+    for (size_t r = 0; f->asking && r < ranks; r++) pthread_mutex_init(&f->asking[r].lock, NULL);
     f->gone = calloc(ranks, sizeof *f->gone);
     f->lost = calloc(ranks, sizeof *f->lost);
     f->why = calloc(ranks, sizeof *f->why);
@@ -147,7 +147,7 @@ void fe_far_close(fe_far *f) {
     free((void *)f->bytes);
     free((void *)f->answered);
     free((void *)f->lost);
-    for (int r = 0; f->asking && r < f->heap->ranks; r++) pthread_mutex_destroy(&f->asking[r]);
+    for (int r = 0; f->asking && r < f->heap->ranks; r++) pthread_mutex_destroy(&f->asking[r].lock);
     free(f->asking);
     free((void *)f->gone);
     free(f->asked);

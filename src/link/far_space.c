@@ -148,12 +148,12 @@ ferry_status fe_far_word(fe_far *f, int rank, fe_errand errand, uint64_t at, uin
                          uint64_t *old) {
     int64_t deadline = fe_now_ns() + f->watch->timeout_ns;
     struct timespec end = {.tv_sec = deadline / 1000000000, .tv_nsec = deadline % 1000000000};
-    if (pthread_mutex_clocklock(&f->asking[rank], CLOCK_MONOTONIC, &end) != 0) return late(f, rank, "asking");
+    if (pthread_mutex_clocklock(&f->asking[rank].lock, CLOCK_MONOTONIC, &end) != 0) return late(f, rank, "asking");
     uint64_t puts = atomic_load(&f->puts[rank]);
     fe_mail mail = {.puts = puts, .errand = errand, .at = at, .value = value, .expected = expected};
     ferry_status status = ask(f, rank, &mail, deadline, old);
     if (status == FERRY_OK && puts > atomic_load(&f->flushed[rank])) atomic_store(&f->flushed[rank], puts);
-    pthread_mutex_unlock(&f->asking[rank]);
+    pthread_mutex_unlock(&f->asking[rank].lock);
     return status;
 }
 

@@ -21,6 +21,10 @@ typedef struct fe_held { /* an order that the network would not take yet */
     int64_t since_ns; /* 0: just taken */
 } fe_held;
 
+typedef struct fe_turn {
+    pthread_mutex_t lock;
+} fe_turn;
+
 struct fe_far {
     const fe_heap *heap;
     const fe_watch *watch;
@@ -44,7 +48,7 @@ struct fe_far {
     _Atomic uint64_t *bytes;           /* [ranks] */
     _Atomic uint64_t *answered;        /* [ranks] number of the last answer */
     uint64_t *asked;                   /* [ranks] number of the last request; under `asking` */
-    pthread_mutex_t *asking;           /* [ranks] one request at a time */
+    fe_turn *asking;                   /* [ranks] one request at a time */
     _Atomic uint8_t *gone;             /* [ranks] it has said good-bye */
     _Atomic uint32_t bounce[FE_BOUNCES];
     _Atomic uint8_t *lost; /* [ranks] its connection is given up */
