@@ -169,9 +169,9 @@ class Group:
         Arrays must be contiguous. On a GPU: tensors that it can address.
         """
         keep: List[Any] = []
-        t = _array.describe(mine, self._device, "mine", keep)
+        t = _array.describe(mine, self._where, "mine", keep)
         out = _array.arrays_of(mine).empty((self.ranks, *t.shape[: t.ndim]), t.dtype, mine)
-        into = _array.describe(out, self._device, "out", keep)
+        into = _array.describe(out, self._where, "out", keep)
         where = self._stream(stream, mine)
         lib.ferry_allgather(self._c, t.data, into.data, _bytes_of(t, "mine"), where)
         self._hold(where, keep)
@@ -180,7 +180,7 @@ class Group:
     def broadcast(self, array: Any, root: int = 0, *, stream: StreamLike = None) -> None:
         """[collective] Fills every rank's contiguous array with that of rank `root`."""
         keep: List[Any] = []
-        t = _array.describe(array, self._device, "array", keep, written=self.rank != root)
+        t = _array.describe(array, self._where, "array", keep, written=self.rank != root)
         where = self._stream(stream, array)
         lib.ferry_broadcast(self._c, t.data, _bytes_of(t, "array"), root, where)
         self._hold(where, keep)

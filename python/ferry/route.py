@@ -99,9 +99,9 @@ class Route:
     ):
         keep: List[Any] = []
         config = _c.RouteConfig()
-        config.topk_idx = _array.describe(topk_idx, group._device, "topk_idx", keep)
+        config.topk_idx = _array.describe(topk_idx, group._where, "topk_idx", keep)
         if topk_weights is not None:
-            config.topk_weights = _array.describe(topk_weights, group._device, "topk_weights", keep)
+            config.topk_weights = _array.describe(topk_weights, group._where, "topk_weights", keep)
         config.layout = choose(LAYOUTS, layout, "layout")
         config.mode = choose(_MODES, mode, "mode")
         config.expert_alignment, config.expert_capacity = expert_alignment, expert_capacity
@@ -351,10 +351,10 @@ class _Dispatch:
         self.route, self.x = route, x
         self.keep: List[Any] = []
         self.into, self.out = _c.DispatchIn(), _c.DispatchOut()
-        self.into.rows = _array.describe(x, group._device, "x", self.keep)
+        self.into.rows = _array.describe(x, group._where, "x", self.keep)
         self.arrays = _array.arrays_of(x)
         if scales is not None:
-            self.into.scales = _array.describe(scales, group._device, "scales", self.keep)
+            self.into.scales = _array.describe(scales, group._where, "scales", self.keep)
         self.options = _c.DispatchOptions(
             cast=choose(_CASTS, cast, "cast"), skip_topk=int(not topk), zero_padding=int(pad)
         )
@@ -365,7 +365,7 @@ class _Dispatch:
             if self.made.get(name) is None and (not view or name in ("counts", "starts")):
                 self.made[name] = self.arrays.empty(shape, code, x, gaps and name in ("rows", "scales", "topk_weights"))
             if self.made.get(name) is not None:
-                given = _array.describe(self.made[name], group._device, f"out ({name})", self.keep, written=True)
+                given = _array.describe(self.made[name], group._where, f"out ({name})", self.keep, written=True)
                 if (given.dtype, code) == (_c.BYTES, _c.E4M3):
                     given.dtype = code  # an array library without float8 has its bytes
                 setattr(self.out, name, given)
@@ -416,20 +416,20 @@ class _Combine:
         self.route, self.rows = route, rows
         self.keep: List[Any] = []
         self.into, self.out, self.options = _c.CombineIn(), _c.CombineOut(), _c.CombineOptions()
-        self.into.rows = _array.describe(rows, group._device, "rows", self.keep)
+        self.into.rows = _array.describe(rows, group._where, "rows", self.keep)
         self.arrays = _array.arrays_of(rows)
         self.brings = weights is not None
         if weights is not None:
-            self.into.weights = _array.describe(weights, group._device, "weights", self.keep)
+            self.into.weights = _array.describe(weights, group._where, "weights", self.keep)
         self.options.weighted = int(weighted or topk_weights is not None)
         if topk_weights is not None:
-            self.options.weights = _array.describe(topk_weights, group._device, "topk_weights", self.keep)
+            self.options.weights = _array.describe(topk_weights, group._where, "topk_weights", self.keep)
         biases = () if bias is None else bias if isinstance(bias, (tuple, list)) else (bias,)
         if len(biases) > 2:
             raise errors.InvalidError(f"{len(biases)} biases; one or two are taken")
         for i, b in enumerate(biases):
             if b is not None:
-                self.options.bias[i] = _array.describe(b, group._device, f"bias[{i}]", self.keep)
+                self.options.bias[i] = _array.describe(b, group._where, f"bias[{i}]", self.keep)
         self.where = group._stream(stream, rows)
         route._use(self.where)
         self.made: Any = None
@@ -441,10 +441,10 @@ class _Combine:
             code = self.into.rows.dtype if out_dtype is None else _array.dtype_code(out_dtype)
             out = self.arrays.empty((self.route.tokens, columns), code, self.rows)
         self.made = out
-        self.out.rows = _array.describe(out, group._device, "out", self.keep, written=True)
+        self.out.rows = _array.describe(out, group._where, "out", self.keep, written=True)
         if self.brings:
             self.weights = self.arrays.empty((self.route.tokens, self.route.topk), _c.FP32, self.rows)
-            self.out.weights = _array.describe(self.weights, group._device, "weights", self.keep)
+            self.out.weights = _array.describe(self.weights, group._where, "weights", self.keep)
 
     def combined(self, where: Any = False) -> Combined:
         self.route.group._hold(self.where if where is False else where, self.keep)

@@ -89,6 +89,19 @@ def shared(env):
                 route.dispatch(x.cpu())
 
 
+def test_a_tensor_of_another_gpu_is_refused():
+    torch = torch_or_skip()
+
+    class OnGpu(torch.Tensor):
+        """What describe asks a tensor on cuda:1 for."""
+
+        is_cuda, device = True, torch.device("cuda:1")
+
+    with raises(TypeError, "x: the group is on cuda:0, the tensor on cuda:1"):
+        ferry._array.describe(torch.zeros(4).as_subclass(OnGpu), (2, 0), "x", [])
+    ferry._array.describe(torch.zeros(4).as_subclass(OnGpu), (2, 1), "x", [])
+
+
 @each(cast=("e4m3", "e4m3_ue8m0"))
 def test_cast(cast):
     torch_or_skip()

@@ -272,7 +272,8 @@ class Buffer:
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
         """[collective] Makes the group of these shapes, if there is none yet. There is nothing to clean."""
-        device = "cuda" if torch.cuda.is_available() and torch.cuda.is_initialized() else "cpu"
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        device = f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu"
         self._low.group(device, num_max_dispatch_tokens_per_rank, hidden, num_experts)
 
     def low_latency_dispatch(
