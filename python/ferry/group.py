@@ -6,7 +6,8 @@ import ctypes as C
 import sys
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple
+from contextlib import nullcontext
+from typing import Any, Callable, ContextManager, Deque, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -170,9 +171,10 @@ class Group:
         """
         keep: List[Any] = []
         t = _array.describe(mine, self._where, "mine", keep)
-        out = _array.arrays_of(mine).empty((self.ranks, *t.shape[: t.ndim]), t.dtype, mine)
-        into = _array.describe(out, self._where, "out", keep)
         where = self._stream(stream, mine)
+        with self._allocating(where):
+            out = _array.arrays_of(mine).empty((self.ranks, *t.shape[: t.ndim]), t.dtype, mine)
+        into = _array.describe(out, self._where, "out", keep)
         lib.ferry_allgather(self._c, t.data, into.data, _bytes_of(t, "mine"), where)
         self._hold(where, keep)
         return out
@@ -244,7 +246,7 @@ class Group:
             stream = torch.cuda.current_stream(self.device_index)
         native = native_of(stream)
         if native not in self._wrapped:
-            self._wrapped[native] = Stream(self, native)
+            self._wrapped[native] = Stream(self, stream)
         return self._wrapped[native]._c
 
     def _capturing(self) -> bool:
@@ -271,6 +273,10 @@ class Group:
         self._retired = [r for r in self._retired if r not in done]
         for route, _ in done:
             lib.ferry_route_destroy(route)
+
+    def _allocating(self, where: Optional[int]) -> ContextManager[Any]:
+        """New arrays of a call are made inside it."""
+        return nullcontext() if where is None else self._streams[where]._allocating()
 
     def _hold(self, where: Optional[int], things: List[Any]) -> None:
         """What a call on a stream was given lives until the stream has passed it."""

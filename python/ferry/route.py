@@ -237,7 +237,7 @@ class Route:
             stream: as for `Route`.
         """
         call = _Combine(self, rows, weights, weighted, topk_weights, bias, stream)
-        call.result(out, out_dtype)
+        call.result(out, out_dtype, call.where)
         lib.ferry_combine(self._c, C.byref(call.into), C.byref(call.out), C.byref(call.options), call.where)
         return call.combined()
 
@@ -326,7 +326,7 @@ class PendingCombine:
         call = self._call
         where = call.where if stream is None else call.route.group._stream(stream, call.rows)
         call.route._use(where)
-        call.result(out, out_dtype)
+        call.result(out, out_dtype, where)
         lib.ferry_combine_recv(call.route._c, C.byref(call.out), where)
         return call.combined(where)
 
@@ -349,6 +349,7 @@ class _Dispatch:
     ):
         group = route.group
         self.route, self.x = route, x
+        self.where = group._stream(stream, x)
         self.keep: List[Any] = []
         self.into, self.out = _c.DispatchIn(), _c.DispatchOut()
         self.into.rows = _array.describe(x, group._where, "x", self.keep)
@@ -360,18 +361,19 @@ class _Dispatch:
         )
         gaps = pad and (route.layout == "slots" or route.received < 0)
         self.made: Dict[str, Any] = {"rows": out, "scales": out_scales}
-        for name, (shape, code) in self._wanted(scales, cast, topk).items():
-            # A view of the tables would be the route's memory, which nothing would keep.
-            if self.made.get(name) is None and (not view or name in ("counts", "starts")):
-                self.made[name] = self.arrays.empty(shape, code, x, gaps and name in ("rows", "scales", "topk_weights"))
-            if self.made.get(name) is not None:
+        with group._allocating(self.where):
+            for name, (shape, code) in self._wanted(scales, cast, topk).items():
+                # A view of the tables would be the route's memory, which nothing would keep.
+                if self.made.get(name) is None and (not view or name in ("counts", "starts")):
+                    blank = gaps and name in ("rows", "scales", "topk_weights")
+                    self.made[name] = self.arrays.empty(shape, code, x, blank)
+                if self.made.get(name) is None:
+                    self.made[name] = self  # a view: its place is known after the call
+                    continue
                 given = _array.describe(self.made[name], group._where, f"out ({name})", self.keep, written=True)
                 if (given.dtype, code) == (_c.BYTES, _c.E4M3):
                     given.dtype = code  # an array library without float8 has its bytes
                 setattr(self.out, name, given)
-            else:
-                self.made[name] = self  # a view: its place is known after the call
-        self.where = group._stream(stream, x)
         route._use(self.where)
 
     def _wanted(self, scales: Any, cast: Any, topk: bool) -> Dict[str, Tuple[Tuple[int, ...], int]]:
@@ -435,15 +437,17 @@ class _Combine:
         self.made: Any = None
         self.weights: Any = None
 
-    def result(self, out: Any, out_dtype: Any) -> None:
+    def result(self, out: Any, out_dtype: Any, where: Optional[int]) -> None:
         group, columns = self.route.group, self.into.rows.shape[self.into.rows.ndim - 1]
         if out is None:
             code = self.into.rows.dtype if out_dtype is None else _array.dtype_code(out_dtype)
-            out = self.arrays.empty((self.route.tokens, columns), code, self.rows)
+            with group._allocating(where):
+                out = self.arrays.empty((self.route.tokens, columns), code, self.rows)
         self.made = out
         self.out.rows = _array.describe(out, group._where, "out", self.keep, written=True)
         if self.brings:
-            self.weights = self.arrays.empty((self.route.tokens, self.route.topk), _c.FP32, self.rows)
+            with group._allocating(where):
+                self.weights = self.arrays.empty((self.route.tokens, self.route.topk), _c.FP32, self.rows)
             self.out.weights = _array.describe(self.weights, group._where, "weights", self.keep)
 
     def combined(self, where: Any = False) -> Combined:
