@@ -65,7 +65,7 @@ class Route:
             block beginning at a multiple of expert_alignment. "slots": [L, R * M, columns], shapes that do not depend
             on data.
         mode: "throughput": exact counts, known to the host. "latency": no host wait on a stream; worst-case shapes, counts
-            come with the rows.
+            come with the rows; so too of "throughput" in the capture of a CUDA graph.
         expert_alignment: EXPERT: 0 and 1 mean packed.
         expert_capacity: EXPERT, SLOTS: the most rows a local expert takes in; 0: no limit.
         rank_capacity: RANK, EXPERT: the most row slots a rank takes in; 0: the group's max_recv_rows.
