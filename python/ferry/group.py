@@ -114,6 +114,7 @@ class Group:
         self._dropped: Deque[Tuple[int, Set[int], bool]] = deque()  # routes that nothing refers to; any thread appends
         self._retired: List[Tuple[int, List[Event]]] = []  # routes that streams have yet to pass
         self._captured = False  # a graph that may be replayed uses it
+        self._keeper: Optional[List["Group"]] = None  # of groups that are captured
         self.rank: int = lib.ferry_group_rank(pointer)
         self.ranks: int = lib.ferry_group_ranks(pointer)
         self.experts, self.hidden, self.max_tokens, self.max_topk = experts, hidden, max_tokens, max_topk
@@ -252,6 +253,11 @@ class Group:
     def _capturing(self) -> bool:
         torch = sys.modules.get("torch")
         return self._device == _c.CUDA and torch is not None and torch.cuda.is_current_stream_capturing()
+
+    def _enter_graph(self) -> None:
+        if not self._captured and self._keeper is not None:
+            self._keeper.append(self)
+        self._captured = True
 
     def _retire(self, route: int, used: Set[int], captured: bool) -> None:
         """Frees a route when the streams that it was used on have passed it."""

@@ -153,7 +153,8 @@ class Route:
         if where is not None:
             self._used.add(where)
             if self.group._capturing():
-                self._captured = self.group._captured = True
+                self._captured = True
+                self.group._enter_graph()
 
     # ---- dispatch ----
 

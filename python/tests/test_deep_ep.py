@@ -244,20 +244,24 @@ def in_a_graph(env):
     def step(tokens, hidden):
         x, idx = torch.ones(tokens, hidden, device=DEVICE).bfloat16(), torch.zeros(tokens, 1, dtype=int, device=DEVICE)
         _, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, EXPERTS)
-        buffer.dispatch(x, is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=idx)
+        return buffer.dispatch(x, is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=idx)[4]
 
-    step(1, 128)
-    (group,) = buffer._groups._made.values()
-    with group.stream() if DEVICE == "cpu" else nullcontext() as stream:
-        group._capturing = lambda: True
-        group.route(torch.zeros(1, 1, dtype=int, device=DEVICE), stream=stream)
-        del group._capturing
-    step(1, 256)
+    def capture(group):
+        with group.stream() if DEVICE == "cpu" else nullcontext() as stream:
+            group._capturing = lambda: True
+            group.route(torch.zeros(1, 1, dtype=int, device=DEVICE), stream=stream)
+            del group._capturing
+
+    groups = [step(1, 128).route.group]
+    capture(groups[0])
+    handle = step(1, 256)
+    groups.append(handle.route.group)
     step(1, 512)
-    made = buffer._groups._made
-    assert buffer._groups._in_graphs == [group] and group not in made.values() and not group.closed, made
+    assert not set(groups) & set(buffer._groups._made.values())
+    capture(handle.route.group)  # which its handle alone has kept so far
+    assert buffer._groups._in_graphs == groups and not any(g.closed for g in groups)
     buffer.destroy()
-    assert group.closed
+    assert all(g.closed for g in groups)
 
 
 # ---- V1, low-latency mode ----

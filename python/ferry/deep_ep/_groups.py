@@ -87,9 +87,7 @@ class Groups:
 
     def _drop(self, have: Need) -> None:
         group = self._made.pop(have)
-        if group._captured:
-            self._in_graphs.append(group)
-        elif group.device == "cuda":
+        if group.device == "cuda" and not group._captured:
             torch.cuda.synchronize(group.device_index)  # what is in flight would be given up with the group
 
     def _make(self, need: Need) -> ferry.Group:
@@ -97,11 +95,13 @@ class Groups:
             parts = self.control.allgather(np.frombuffer(mine, np.uint8))  # type: ignore[union-attr]
             return [p.tobytes() for p in parts]
 
-        return ferry.Group(
+        group = ferry.Group(
             rank=self.rank, ranks=self.ranks, allgather=allgather, device=need.device, layouts=(need.layout,),
             hidden=need.hidden, experts=need.experts, max_tokens=need.tokens, max_topk=need.topk,
             max_recv_rows=need.rows, timeout=self._timeout, sms=self._sms(need.device),
         )  # fmt: skip
+        group._keeper = self._in_graphs
+        return group
 
     def _sms(self, device: str) -> int:
         """[collective] What set_num_sms asked for, as far as all ranks on this card fit; 0: Ferry's own rule."""
