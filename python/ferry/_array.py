@@ -149,8 +149,8 @@ class NumpyArrays:
             return self._to[code]
         raise ImportError(f"NumPy arrays of {NAMES[code]} need the package ml_dtypes")
 
-    def describe(self, x: Any, device: int) -> _c.Tensor:
-        if device != _c.CPU:
+    def describe(self, x: Any, device: Tuple[int, int]) -> _c.Tensor:
+        if device[0] != _DL_CPU:
             raise TypeError("the group is on a GPU, and a NumPy array is not in memory that it can address")
         if not x.flags.aligned or x.dtype.byteorder == ">":
             raise TypeError("the array is not aligned, or not in this machine's byte order")
@@ -205,9 +205,12 @@ class TorchArrays:
             self._tables()
         return self._to[code]
 
-    def describe(self, x: Any, device: int) -> _c.Tensor:
-        if x.is_cuda != (device == _c.CUDA) and not (device == _c.CUDA and x.is_pinned()):
-            raise TypeError(f"the group is on {('the CPU', 'a GPU')[device]}, the tensor on {x.device}")
+    def describe(self, x: Any, device: Tuple[int, int]) -> _c.Tensor:
+        on_gpu = device[0] == _DL_CUDA
+        if x.is_cuda != on_gpu and not (on_gpu and x.is_pinned()):
+            raise TypeError(f"the group is on {('the CPU', 'a GPU')[on_gpu]}, the tensor on {x.device}")
+        if x.is_cuda and x.device.index != device[1]:
+            raise TypeError(f"the group is on cuda:{device[1]}, the tensor on {x.device}")
         return tensor(x.data_ptr(), self.code(x.dtype), tuple(x.shape), x.stride())
 
     def empty(self, shape: Sequence[int], code: int, like: Any, zero: bool = False) -> Any:
@@ -245,7 +248,7 @@ class DlpackArrays:
 
     name = "dlpack"
 
-    def describe(self, x: Any, device: int) -> _c.Tensor:
+    def describe(self, x: Any, device: Tuple[int, int]) -> _c.Tensor:
         from ._dlpack import describe
 
         return describe(x, device)
@@ -274,7 +277,7 @@ def arrays_of(x: Any) -> Arrays:
     raise TypeError(f"{type(x).__name__} is no array: NumPy arrays, PyTorch tensors and DLPack tensors are taken")
 
 
-def describe(x: Any, device: int, name: str, keep: list, written: bool = False) -> _c.Tensor:
+def describe(x: Any, device: Tuple[int, int], name: str, keep: list, written: bool = False) -> _c.Tensor:
     """The ferry_tensor of an array that is an input or, written, an output; what must outlive the call is put into keep."""
     try:
         arrays = arrays_of(x)

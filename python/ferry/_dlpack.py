@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 from . import _array, _c
 
@@ -70,12 +70,13 @@ _get_raw = C.PYFUNCTYPE(C.c_void_p, C.c_void_p, C.c_char_p)(("PyCapsule_GetPoint
 _valid_raw = C.PYFUNCTYPE(C.c_int, C.c_void_p, C.c_char_p)(("PyCapsule_IsValid", C.pythonapi))
 
 
-def describe(x: Any, device: int) -> _c.Tensor:
+def describe(x: Any, device: Tuple[int, int]) -> _c.Tensor:
     """The ferry_tensor of a DLPack producer. The caller keeps x alive; the capsule is looked at and let go."""
     where = x.__dlpack_device__()[0]
     on_gpu = where in (_array._DL_CUDA, _array._DL_MANAGED)
-    if on_gpu != (device == _c.CUDA) and not (device == _c.CUDA and where == _array._DL_PINNED):
-        raise TypeError(f"the group is on {('the CPU', 'a GPU')[device]}, the array on DLPack device {where}")
+    wanted = device[0] == _array._DL_CUDA
+    if on_gpu != wanted and not (wanted and where == _array._DL_PINNED):
+        raise TypeError(f"the group is on {('the CPU', 'a GPU')[wanted]}, the array on DLPack device {where}")
     # -1: the producer need not make any stream wait; the order is that of the stream the call is given.
     capsule = x.__dlpack__(stream=-1) if on_gpu else x.__dlpack__()
     if not _valid(capsule, _NAME):

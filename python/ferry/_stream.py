@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes as C
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, List, Optional, Union
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Callable, ContextManager, List, Optional, Union
 
 from . import _c, errors
 from ._c import lib
@@ -37,6 +38,7 @@ class Stream:
             lib.ferry_stream_wrap(group._c, native_of(native), C.byref(pointer))
         self._pointer: Optional[int] = pointer.value
         self.native = native_of(native) if native is not None else None
+        self._caller = native  # an object of the caller's that is gone takes its CUDA stream along
         group._children.add(self)
         group._streams[pointer.value or 0] = self
 
@@ -47,11 +49,35 @@ class Stream:
         return self._pointer
 
     def _hold(self, things: List[Any]) -> None:
-        if self.native is not None and all(_is_torch(x) for x in things):
-            return  # PyTorch's allocator gives memory of this stream out again in the stream's order
-        if len(self._keep) > 64 and self.idle:
+        group = self._group()
+        capturing = group is not None and group._capturing()
+        if self.native is not None:
+            on_gpu = [x for x in things if _is_torch(x) and x.is_cuda]
+            things = [x for x in things if not (_is_torch(x) and x.is_cuda)]
+            other = self._if_not_current() if on_gpu and not capturing else None
+            if other is not None:
+                # PyTorch's allocator gives their memory out again in the order of the stream that it is of.
+                for x in on_gpu:
+                    x.record_stream(other)
+        if len(self._keep) > 64 and not capturing and self.idle:
             self._keep.clear()
         self._keep.extend(things)
+
+    def _if_not_current(self) -> Any:
+        """The wrapped stream as PyTorch's, where that is not the current one."""
+        group, torch = self._group(), sys.modules.get("torch")
+        if self.native is None or group is None or torch is None:
+            return None
+        if torch.cuda.current_stream(group.device_index).cuda_stream == self.native:
+            return None
+        if self.native == 0:  # which is none for ExternalStream
+            return torch.cuda.default_stream(group.device_index)
+        return torch.cuda.ExternalStream(self.native, device=group.device_index)
+
+    def _allocating(self) -> ContextManager[Any]:
+        """Inside it PyTorch's new tensors are of this stream."""
+        other = self._if_not_current()
+        return nullcontext() if other is None else sys.modules["torch"].cuda.stream(other)
 
     @property
     def idle(self) -> bool:

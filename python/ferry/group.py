@@ -6,7 +6,8 @@ import ctypes as C
 import sys
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple
+from contextlib import nullcontext
+from typing import Any, Callable, ContextManager, Deque, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -113,6 +114,7 @@ class Group:
         self._dropped: Deque[Tuple[int, Set[int], bool]] = deque()  # routes that nothing refers to; any thread appends
         self._retired: List[Tuple[int, List[Event]]] = []  # routes that streams have yet to pass
         self._captured = False  # a graph that may be replayed uses it
+        self._keeper: Optional[List["Group"]] = None  # of groups that are captured
         self.rank: int = lib.ferry_group_rank(pointer)
         self.ranks: int = lib.ferry_group_ranks(pointer)
         self.experts, self.hidden, self.max_tokens, self.max_topk = experts, hidden, max_tokens, max_topk
@@ -169,10 +171,11 @@ class Group:
         Arrays must be contiguous. On a GPU: tensors that it can address.
         """
         keep: List[Any] = []
-        t = _array.describe(mine, self._device, "mine", keep)
-        out = _array.arrays_of(mine).empty((self.ranks, *t.shape[: t.ndim]), t.dtype, mine)
-        into = _array.describe(out, self._device, "out", keep)
+        t = _array.describe(mine, self._where, "mine", keep)
         where = self._stream(stream, mine)
+        with self._allocating(where):
+            out = _array.arrays_of(mine).empty((self.ranks, *t.shape[: t.ndim]), t.dtype, mine)
+        into = _array.describe(out, self._where, "out", keep)
         lib.ferry_allgather(self._c, t.data, into.data, _bytes_of(t, "mine"), where)
         self._hold(where, keep)
         return out
@@ -180,7 +183,7 @@ class Group:
     def broadcast(self, array: Any, root: int = 0, *, stream: StreamLike = None) -> None:
         """[collective] Fills every rank's contiguous array with that of rank `root`."""
         keep: List[Any] = []
-        t = _array.describe(array, self._device, "array", keep, written=self.rank != root)
+        t = _array.describe(array, self._where, "array", keep, written=self.rank != root)
         where = self._stream(stream, array)
         lib.ferry_broadcast(self._c, t.data, _bytes_of(t, "array"), root, where)
         self._hold(where, keep)
@@ -244,12 +247,17 @@ class Group:
             stream = torch.cuda.current_stream(self.device_index)
         native = native_of(stream)
         if native not in self._wrapped:
-            self._wrapped[native] = Stream(self, native)
+            self._wrapped[native] = Stream(self, stream)
         return self._wrapped[native]._c
 
     def _capturing(self) -> bool:
         torch = sys.modules.get("torch")
         return self._device == _c.CUDA and torch is not None and torch.cuda.is_current_stream_capturing()
+
+    def _enter_graph(self) -> None:
+        if not self._captured and self._keeper is not None:
+            self._keeper.append(self)
+        self._captured = True
 
     def _retire(self, route: int, used: Set[int], captured: bool) -> None:
         """Frees a route when the streams that it was used on have passed it."""
@@ -271,6 +279,10 @@ class Group:
         self._retired = [r for r in self._retired if r not in done]
         for route, _ in done:
             lib.ferry_route_destroy(route)
+
+    def _allocating(self, where: Optional[int]) -> ContextManager[Any]:
+        """New arrays of a call are made inside it."""
+        return nullcontext() if where is None else self._streams[where]._allocating()
 
     def _hold(self, where: Optional[int], things: List[Any]) -> None:
         """What a call on a stream was given lives until the stream has passed it."""

@@ -66,7 +66,7 @@ class Heap:
     def peer(self, array: Any, rank: int) -> Any:
         """The same place in rank `rank`'s heap, as an array that this rank can load and store: CPU groups."""
         group = self._group
-        t = _array.describe(array, group._device, "array", [])
+        t = _array.describe(array, group._where, "array", [])
         there = lib.ferry_heap_ptr(group._c, t.data, rank)
         if not there:
             raise errors.InvalidError(f"the array is not in the heap, or rank {rank} is not of the group")
@@ -85,7 +85,7 @@ class Heap:
         from .group import _bytes_of
 
         group, keep = self._group, []  # type: ignore[var-annotated]
-        into, where = _array.describe(target, group._device, "target", keep, written=True), group._stream(stream, source)
+        into, where = _array.describe(target, group._where, "target", keep, written=True), group._stream(stream, source)
         size = _bytes_of(into, "target")
         lib.ferry_get(group._c, into.data, self._room(source, size), size, rank, where)
         group._hold(where, keep)
@@ -144,12 +144,12 @@ class Heap:
     # ---- addresses ----
 
     def _address(self, array: Any, name: str, keep: Optional[List[Any]] = None) -> int:
-        return _array.describe(array, self._group._device, name, [] if keep is None else keep).data
+        return _array.describe(array, self._group._where, name, [] if keep is None else keep).data
 
     def _span(self, array: Any, name: str) -> int:
         from .group import _bytes_of
 
-        return _bytes_of(_array.describe(array, self._group._device, name, []), name)
+        return _bytes_of(_array.describe(array, self._group._where, name, []), name)
 
     def _room(self, array: Any, size: int) -> int:
         if self._span(array, "the array in the heap") < size:

@@ -65,7 +65,7 @@ class Route:
             block beginning at a multiple of expert_alignment. "slots": [L, R * M, columns], shapes that do not depend
             on data.
         mode: "throughput": exact counts, known to the host. "latency": no host wait on a stream; worst-case shapes, counts
-            come with the rows.
+            come with the rows; so too of "throughput" in the capture of a CUDA graph.
         expert_alignment: EXPERT: 0 and 1 mean packed.
         expert_capacity: EXPERT, SLOTS: the most rows a local expert takes in; 0: no limit.
         rank_capacity: RANK, EXPERT: the most row slots a rank takes in; 0: the group's max_recv_rows.
@@ -99,9 +99,9 @@ class Route:
     ):
         keep: List[Any] = []
         config = _c.RouteConfig()
-        config.topk_idx = _array.describe(topk_idx, group._device, "topk_idx", keep)
+        config.topk_idx = _array.describe(topk_idx, group._where, "topk_idx", keep)
         if topk_weights is not None:
-            config.topk_weights = _array.describe(topk_weights, group._device, "topk_weights", keep)
+            config.topk_weights = _array.describe(topk_weights, group._where, "topk_weights", keep)
         config.layout = choose(LAYOUTS, layout, "layout")
         config.mode = choose(_MODES, mode, "mode")
         config.expert_alignment, config.expert_capacity = expert_alignment, expert_capacity
@@ -153,7 +153,8 @@ class Route:
         if where is not None:
             self._used.add(where)
             if self.group._capturing():
-                self._captured = self.group._captured = True
+                self._captured = True
+                self.group._enter_graph()
 
     # ---- dispatch ----
 
@@ -237,7 +238,7 @@ class Route:
             stream: as for `Route`.
         """
         call = _Combine(self, rows, weights, weighted, topk_weights, bias, stream)
-        call.result(out, out_dtype)
+        call.result(out, out_dtype, call.where)
         lib.ferry_combine(self._c, C.byref(call.into), C.byref(call.out), C.byref(call.options), call.where)
         return call.combined()
 
@@ -326,7 +327,7 @@ class PendingCombine:
         call = self._call
         where = call.where if stream is None else call.route.group._stream(stream, call.rows)
         call.route._use(where)
-        call.result(out, out_dtype)
+        call.result(out, out_dtype, where)
         lib.ferry_combine_recv(call.route._c, C.byref(call.out), where)
         return call.combined(where)
 
@@ -349,29 +350,31 @@ class _Dispatch:
     ):
         group = route.group
         self.route, self.x = route, x
+        self.where = group._stream(stream, x)
         self.keep: List[Any] = []
         self.into, self.out = _c.DispatchIn(), _c.DispatchOut()
-        self.into.rows = _array.describe(x, group._device, "x", self.keep)
+        self.into.rows = _array.describe(x, group._where, "x", self.keep)
         self.arrays = _array.arrays_of(x)
         if scales is not None:
-            self.into.scales = _array.describe(scales, group._device, "scales", self.keep)
+            self.into.scales = _array.describe(scales, group._where, "scales", self.keep)
         self.options = _c.DispatchOptions(
             cast=choose(_CASTS, cast, "cast"), skip_topk=int(not topk), zero_padding=int(pad)
         )
         gaps = pad and (route.layout == "slots" or route.received < 0)
         self.made: Dict[str, Any] = {"rows": out, "scales": out_scales}
-        for name, (shape, code) in self._wanted(scales, cast, topk).items():
-            # A view of the tables would be the route's memory, which nothing would keep.
-            if self.made.get(name) is None and (not view or name in ("counts", "starts")):
-                self.made[name] = self.arrays.empty(shape, code, x, gaps and name in ("rows", "scales", "topk_weights"))
-            if self.made.get(name) is not None:
-                given = _array.describe(self.made[name], group._device, f"out ({name})", self.keep, written=True)
+        with group._allocating(self.where):
+            for name, (shape, code) in self._wanted(scales, cast, topk).items():
+                # A view of the tables would be the route's memory, which nothing would keep.
+                if self.made.get(name) is None and (not view or name in ("counts", "starts")):
+                    blank = gaps and name in ("rows", "scales", "topk_weights")
+                    self.made[name] = self.arrays.empty(shape, code, x, blank)
+                if self.made.get(name) is None:
+                    self.made[name] = self  # a view: its place is known after the call
+                    continue
+                given = _array.describe(self.made[name], group._where, f"out ({name})", self.keep, written=True)
                 if (given.dtype, code) == (_c.BYTES, _c.E4M3):
                     given.dtype = code  # an array library without float8 has its bytes
                 setattr(self.out, name, given)
-            else:
-                self.made[name] = self  # a view: its place is known after the call
-        self.where = group._stream(stream, x)
         route._use(self.where)
 
     def _wanted(self, scales: Any, cast: Any, topk: bool) -> Dict[str, Tuple[Tuple[int, ...], int]]:
@@ -416,35 +419,37 @@ class _Combine:
         self.route, self.rows = route, rows
         self.keep: List[Any] = []
         self.into, self.out, self.options = _c.CombineIn(), _c.CombineOut(), _c.CombineOptions()
-        self.into.rows = _array.describe(rows, group._device, "rows", self.keep)
+        self.into.rows = _array.describe(rows, group._where, "rows", self.keep)
         self.arrays = _array.arrays_of(rows)
         self.brings = weights is not None
         if weights is not None:
-            self.into.weights = _array.describe(weights, group._device, "weights", self.keep)
+            self.into.weights = _array.describe(weights, group._where, "weights", self.keep)
         self.options.weighted = int(weighted or topk_weights is not None)
         if topk_weights is not None:
-            self.options.weights = _array.describe(topk_weights, group._device, "topk_weights", self.keep)
+            self.options.weights = _array.describe(topk_weights, group._where, "topk_weights", self.keep)
         biases = () if bias is None else bias if isinstance(bias, (tuple, list)) else (bias,)
         if len(biases) > 2:
             raise errors.InvalidError(f"{len(biases)} biases; one or two are taken")
         for i, b in enumerate(biases):
             if b is not None:
-                self.options.bias[i] = _array.describe(b, group._device, f"bias[{i}]", self.keep)
+                self.options.bias[i] = _array.describe(b, group._where, f"bias[{i}]", self.keep)
         self.where = group._stream(stream, rows)
         route._use(self.where)
         self.made: Any = None
         self.weights: Any = None
 
-    def result(self, out: Any, out_dtype: Any) -> None:
+    def result(self, out: Any, out_dtype: Any, where: Optional[int]) -> None:
         group, columns = self.route.group, self.into.rows.shape[self.into.rows.ndim - 1]
         if out is None:
             code = self.into.rows.dtype if out_dtype is None else _array.dtype_code(out_dtype)
-            out = self.arrays.empty((self.route.tokens, columns), code, self.rows)
+            with group._allocating(where):
+                out = self.arrays.empty((self.route.tokens, columns), code, self.rows)
         self.made = out
-        self.out.rows = _array.describe(out, group._device, "out", self.keep, written=True)
+        self.out.rows = _array.describe(out, group._where, "out", self.keep, written=True)
         if self.brings:
-            self.weights = self.arrays.empty((self.route.tokens, self.route.topk), _c.FP32, self.rows)
-            self.out.weights = _array.describe(self.weights, group._device, "weights", self.keep)
+            with group._allocating(where):
+                self.weights = self.arrays.empty((self.route.tokens, self.route.topk), _c.FP32, self.rows)
+            self.out.weights = _array.describe(self.weights, group._where, "weights", self.keep)
 
     def combined(self, where: Any = False) -> Combined:
         self.route.group._hold(self.where if where is False else where, self.keep)

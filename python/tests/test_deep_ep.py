@@ -1,7 +1,8 @@
 """The drop-in for deep_ep, by what DeepEP documents and its callers count on."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 from harness import DEVICE, draw, each, on_ranks, raises, torch_or_skip
 
@@ -243,20 +244,24 @@ def in_a_graph(env):
     def step(tokens, hidden):
         x, idx = torch.ones(tokens, hidden, device=DEVICE).bfloat16(), torch.zeros(tokens, 1, dtype=int, device=DEVICE)
         _, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, EXPERTS)
-        buffer.dispatch(x, is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=idx)
+        return buffer.dispatch(x, is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=idx)[4]
 
-    step(1, 128)
-    (group,) = buffer._groups._made.values()
-    with group.stream() if DEVICE == "cpu" else nullcontext() as stream:
-        group._capturing = lambda: True
-        group.route(torch.zeros(1, 1, dtype=int, device=DEVICE), stream=stream)
-        del group._capturing
-    step(1, 256)
+    def capture(group):
+        with group.stream() if DEVICE == "cpu" else nullcontext() as stream:
+            group._capturing = lambda: True
+            group.route(torch.zeros(1, 1, dtype=int, device=DEVICE), stream=stream)
+            del group._capturing
+
+    groups = [step(1, 128).route.group]
+    capture(groups[0])
+    handle = step(1, 256)
+    groups.append(handle.route.group)
     step(1, 512)
-    made = buffer._groups._made
-    assert buffer._groups._in_graphs == [group] and group not in made.values() and not group.closed, made
+    assert not set(groups) & set(buffer._groups._made.values())
+    capture(handle.route.group)  # which its handle alone has kept so far
+    assert buffer._groups._in_graphs == groups and not any(g.closed for g in groups)
     buffer.destroy()
-    assert group.closed
+    assert all(g.closed for g in groups)
 
 
 # ---- V1, low-latency mode ----
@@ -413,6 +418,61 @@ def not_here(env):
     buffer.explicitly_destroy = False
     with raises(AssertionError, "explicitly_destroy"):
         buffer.destroy()
+
+
+def test_a_capture_of_what_waits_is_refused():
+    torch_or_skip()
+    on_ranks(1, captured_waits)
+
+
+def captured_waits(env):
+    """Up front: before anything of it is in the graph."""
+    import torch
+
+    from ferry.deep_ep import ElasticBuffer, _lane
+
+    x, idx = torch.zeros(1, HIDDEN, device=DEVICE).bfloat16(), torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
+    buffer = buffer_of(env)
+    elastic = ElasticBuffer(env.process_group(), num_max_tokens_per_rank=M, hidden=HIDDEN, explicitly_destroy=True)
+    _, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, EXPERTS)
+    layout = dict(is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=idx)
+    capturing, _lane.capturing = _lane.capturing, lambda x: True
+    try:
+        with raises(ferry.UnsupportedError, "dispatch without num_worst_tokens"):
+            buffer.dispatch(x, **layout)
+        for sync in (None, True):
+            with raises(ferry.UnsupportedError, "dispatch with do_cpu_sync"):
+                elastic.dispatch(x, topk_idx=idx, num_experts=EXPERTS, do_cpu_sync=sync)
+        assert not buffer._groups._made and not elastic._groups._made
+        handle = buffer.dispatch(x, num_worst_tokens=M, **layout)[4]
+        buffer.dispatch(x, handle=handle)
+        handle = elastic.dispatch(x, topk_idx=idx, num_experts=EXPERTS, do_cpu_sync=False)[3]
+        elastic.dispatch(x, handle=handle)
+    finally:
+        _lane.capturing = capturing
+    buffer.destroy(), elastic.destroy()
+
+
+def test_a_hook_works_on_the_stream_of_its_send():
+    torch = torch_or_skip()
+    from ferry.deep_ep._lane import on_stream
+
+    cuda, entered = torch.cuda, []
+
+    @contextmanager
+    def stream(of):
+        entered.append(of)
+        yield
+
+    current, inside = cuda.current_stream, cuda.stream
+    cuda.current_stream, cuda.stream = (lambda device: "the send's"), stream
+    try:
+        hook = on_stream(SimpleNamespace(is_cuda=True, device="cuda:0"))(lambda: entered.append("the hook"))
+        cuda.current_stream = lambda device: "the caller's"
+        hook()
+    finally:
+        cuda.current_stream, cuda.stream = current, inside
+    assert entered == ["the send's", "the hook"]
 
 
 def test_hints_and_configs():

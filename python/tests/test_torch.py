@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
-from contextlib import contextmanager
+import weakref
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-from harness import DEVICE, draw, each, on_ranks, raises, torch_or_skip
+from harness import DEVICE, alone, draw, each, on_ranks, raises, torch_or_skip
 
 import ferry
 
@@ -87,6 +89,55 @@ def shared(env):
         if DEVICE == "cuda":
             with raises(TypeError, "the group is on a GPU, the tensor on cpu"):
                 route.dispatch(x.cpu())
+
+
+def test_a_tensor_of_another_gpu_is_refused():
+    torch = torch_or_skip()
+
+    class OnGpu(torch.Tensor):
+        """What describe asks a tensor on cuda:1 for."""
+
+        is_cuda, device = True, torch.device("cuda:1")
+
+    with raises(TypeError, "x: the group is on cuda:0, the tensor on cuda:1"):
+        ferry._array.describe(torch.zeros(4).as_subclass(OnGpu), (2, 0), "x", [])
+    ferry._array.describe(torch.zeros(4).as_subclass(OnGpu), (2, 1), "x", [])
+
+
+def test_what_a_wrapped_stream_keeps():
+    """Stand-ins for what there is on a GPU only."""
+    torch = torch_or_skip()
+    lib, recorded, current = ferry._c.lib, [], SimpleNamespace(cuda_stream=64)
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+        def record_stream(self, stream):
+            recorded.append(stream)
+
+    class Native:
+        cuda_stream = 4096
+
+    with ExitStack() as undo, alone() as g:
+        for thing, name, instead in (
+            (lib, "ferry_stream_wrap", lambda group, native, stream: lib.ferry_stream_create(group, stream)),
+            (torch.cuda, "current_stream", lambda device: current),
+            (torch.cuda, "ExternalStream", lambda native, device: (native, device)),
+        ):
+            undo.callback(setattr, thing, name, getattr(thing, name))
+            setattr(thing, name, instead)
+        native, on_gpu, pinned = Native(), torch.zeros(4).as_subclass(OnGpu), torch.zeros(4)
+        alive = [weakref.ref(native), weakref.ref(pinned), weakref.ref(on_gpu)]
+        stream = g.stream(native)
+        stream._hold([pinned, on_gpu])
+        assert recorded == [(4096, 0)]
+        del native, pinned, on_gpu
+        assert [a() is not None for a in alive] == [True, True, False]
+        current.cuda_stream = 4096
+        stream._hold([torch.zeros(4).as_subclass(OnGpu)])
+        assert recorded == [(4096, 0)]  # of the stream that is current already
+        stream.sync()
+        assert alive[1]() is None
 
 
 @each(cast=("e4m3", "e4m3_ue8m0"))

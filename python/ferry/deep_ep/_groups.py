@@ -24,7 +24,7 @@ _KEPT = (
 class Need(NamedTuple):
     """What a group must serve."""
 
-    device: str
+    device: str  # of the tensors: "cpu", "cuda:1"
     layout: str
     hidden: int
     experts: int
@@ -74,7 +74,7 @@ class Groups:
                 group = self._made.pop(have)
                 self._made[have] = group  # to the end: used last
                 return group
-        if need.device == "cuda" and torch.cuda.is_current_stream_capturing():
+        if need.device != "cpu" and torch.cuda.is_current_stream_capturing():
             raise ferry.UnsupportedError(
                 f"a group for {need} has to be made, which a capture cannot hold: run once before"
             )
@@ -87,9 +87,7 @@ class Groups:
 
     def _drop(self, have: Need) -> None:
         group = self._made.pop(have)
-        if group._captured:
-            self._in_graphs.append(group)
-        elif group.device == "cuda":
+        if group.device == "cuda" and not group._captured:
             torch.cuda.synchronize(group.device_index)  # what is in flight would be given up with the group
 
     def _make(self, need: Need) -> ferry.Group:
@@ -97,22 +95,24 @@ class Groups:
             parts = self.control.allgather(np.frombuffer(mine, np.uint8))  # type: ignore[union-attr]
             return [p.tobytes() for p in parts]
 
-        return ferry.Group(
+        group = ferry.Group(
             rank=self.rank, ranks=self.ranks, allgather=allgather, device=need.device, layouts=(need.layout,),
             hidden=need.hidden, experts=need.experts, max_tokens=need.tokens, max_topk=need.topk,
             max_recv_rows=need.rows, timeout=self._timeout, sms=self._sms(need.device),
         )  # fmt: skip
+        group._keeper = self._in_graphs
+        return group
 
     def _sms(self, device: str) -> int:
-        """What set_num_sms asked for, as far as all ranks on this card fit; 0: Ferry's own rule."""
-        if device != "cuda" or not self.sms:
+        """[collective] What set_num_sms asked for, as far as all ranks on this card fit; 0: Ferry's own rule."""
+        if device == "cpu":
             return 0
-        card = torch.cuda.get_device_properties(torch.cuda.current_device())
-        name = (
-            str(getattr(card, "uuid", "")) or f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {torch.cuda.current_device()}"
-        )
+        card = torch.cuda.get_device_properties(torch.device(device))
+        name = str(getattr(card, "uuid", "")) or f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {device}"
         number = int.from_bytes(name.encode()[-7:], "little")
-        here = int((self.gather((number,))[:, 0] == number).sum())
+        here = int((self.gather((number,))[:, 0] == number).sum())  # by every rank, whoever called set_num_sms
+        if not self.sms:
+            return 0
         return max(1, min(self.sms, card.multi_processor_count // here))
 
     def barrier(self) -> None:
@@ -142,7 +142,7 @@ def meet(group: Any, comm: Any) -> Tuple[int, int, Any]:
 
 
 def where(x: torch.Tensor) -> str:
-    return "cuda" if x.is_cuda else "cpu"
+    return str(x.device) if x.is_cuda else "cpu"
 
 
 def round_up(n: int, to: int) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, Iterator, List, Optional
 
 import torch
+
+import ferry
 
 from ._event import EventHandle, EventOverlap, event_of
 
@@ -21,6 +23,30 @@ class CpuStream:
 
     def wait_event(self, event: Any) -> None:
         pass
+
+
+def on_stream(x: torch.Tensor) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """A hook whose work goes to the stream that is current now, whichever is when it is called."""
+    stream = torch.cuda.current_stream(x.device) if x.is_cuda else None
+
+    def mark(hook: Callable[[], None]) -> Callable[[], None]:
+        def there() -> None:
+            with nullcontext() if stream is None else torch.cuda.stream(stream):
+                hook()
+
+        return there
+
+    return mark
+
+
+def refuse_capture(x: torch.Tensor, what: str) -> None:
+    """The call waits on the host, which a capture cannot hold."""
+    if capturing(x):
+        raise ferry.UnsupportedError(f"{what} waits for counts on the host, which a CUDA graph's capture cannot hold")
+
+
+def capturing(x: torch.Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 class Lane:

@@ -11,7 +11,7 @@ import ferry
 from ._event import EventOverlap
 from ._groups import Groups, Need, where
 from ._handles import LowLatencyHandle, route_of
-from ._lane import Lane
+from ._lane import Lane, on_stream
 
 _TOPK = 16  # of a group that is made before the first dispatch
 
@@ -82,6 +82,7 @@ class LowLatency:
             count = x.new_empty((local,), dtype=torch.int32)
             layout_range = x.new_empty((local, group.ranks), dtype=torch.int64)
 
+            @on_stream(x)
             def receive() -> None:
                 arrived = pending.recv()
                 torch.sum(arrived.counts, 1, dtype=torch.int32, out=count)
@@ -111,6 +112,7 @@ class LowLatency:
             result = x.new_empty((route.tokens, x.shape[2])) if out is None else out
             pending = route.combine_send(x, topk_weights=weights)
 
+            @on_stream(x)
             def receive() -> None:
                 pending.recv(out=result)
 

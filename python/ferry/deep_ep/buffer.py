@@ -13,7 +13,7 @@ from ._config import Config, recommended
 from ._event import EventHandle, EventOverlap
 from ._groups import Groups, Need, meet, round_up, where
 from ._handles import NormalHandle, route_of
-from ._lane import Lane
+from ._lane import Lane, refuse_capture
 from ._low_latency import LowLatency
 
 Rows = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
@@ -169,6 +169,8 @@ class Buffer:
         flat = scales is not None and scales.dim() == 1
         if flat:
             scales = scales[:, None]  # type: ignore[index]
+        if handle is None and not num_worst_tokens:
+            refuse_capture(rows, "dispatch without num_worst_tokens and without a handle")
         counts: Optional[List[int]] = None
         made: Any = None
         ids = weights = None
@@ -272,7 +274,8 @@ class Buffer:
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
         """[collective] Makes the group of these shapes, if there is none yet. There is nothing to clean."""
-        device = "cuda" if torch.cuda.is_available() and torch.cuda.is_initialized() else "cpu"
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        device = f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu"
         self._low.group(device, num_max_dispatch_tokens_per_rank, hidden, num_experts)
 
     def low_latency_dispatch(

@@ -10,7 +10,7 @@ import ferry
 
 from ._event import EventHandle, EventOverlap
 from ._groups import Groups, Need, meet, round_up, where
-from ._lane import Lane
+from ._lane import Lane, refuse_capture
 
 Rows = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 _SMS = 24  # Ferry's own choice where a rank has a GPU to itself (docs/gpu.md)
@@ -193,6 +193,8 @@ class ElasticBuffer:
         Rows of a block are in the order of source rank, then token, always.
         """
         rows, sf = x if isinstance(x, tuple) else (x, None)
+        if handle is None and do_cpu_sync is not False:
+            refuse_capture(rows, "dispatch with do_cpu_sync and without a handle")
         with self._lane.run(
             rows.is_cuda, (previous_event, previous_event_before_epilogue), async_with_compute_stream
         ) as call:
