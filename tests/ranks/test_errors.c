@@ -278,6 +278,7 @@ static bool late_rank(rank_env *env) {
     }
     if (!ranks_group(env, &cfg, &t->g)) return false;
     for (int i = 0; i < 3 && l->step->before[i]; i++) RANK_OK(env, l->step->before[i](t));
+    if (!ranks_meet(env)) return false; /* a rank of another host that dies takes along what has not left it yet */
     if (env->rank == VICTIM) {
         bool good = be_late(env, l->fate);
         ferry_group_destroy(t->g);
