@@ -20,7 +20,7 @@
 #define TIMEOUT_MS timeout_ms()
 
 static int timeout_ms(void) {
-    return getenv("FERRY_HOSTS") ? 2000 : 700;
+    return getenv("FERRY_HOSTS") ? 1000 : 700;
 }
 
 static void nap_ms(int ms) {
