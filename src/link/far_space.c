@@ -147,8 +147,14 @@ static ferry_status ask(fe_far *f, int rank, const fe_mail *mail, int64_t deadli
 ferry_status fe_far_word(fe_far *f, int rank, fe_errand errand, uint64_t at, uint64_t value, uint64_t expected,
                          uint64_t *old) {
     int64_t deadline = fe_now_ns() + f->watch->timeout_ns;
-    struct timespec end = {.tv_sec = deadline / 1000000000, .tv_nsec = deadline % 1000000000};
-    if (pthread_mutex_clocklock(&f->asking[rank].lock, CLOCK_MONOTONIC, &end) != 0) return late(f, rank, "asking");
+    /* Not pthread_mutex_clocklock, which thread sanitizers of before 2022 take for no lock at all. */
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += f->watch->timeout_ns / 1000000000;
+    end.tv_nsec += f->watch->timeout_ns % 1000000000;
+    end.tv_sec += end.tv_nsec / 1000000000;
+    end.tv_nsec %= 1000000000;
+    if (pthread_mutex_timedlock(&f->asking[rank].lock, &end) != 0) return late(f, rank, "asking");
     uint64_t puts = atomic_load(&f->puts[rank]);
     fe_mail mail = {.puts = puts, .errand = errand, .at = at, .value = value, .expected = expected};
     ferry_status status = ask(f, rank, &mail, deadline, old);
