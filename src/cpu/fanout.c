@@ -15,10 +15,6 @@ typedef struct job {
     fe_target target[];  /* [ranks] */
 } job;
 
-static uint64_t landing_of(const fe_far_route *far, int half, int host) {
-    return far->boxes->landing[half] + (uint64_t)host * far->boxes->box_bytes;
-}
-
 static int64_t records_from(const job *j, int host) {
     const fe_heap *heap = &j->crew->engine->heap;
     if (host == j->far->hosts->mine) return 0;
@@ -99,7 +95,7 @@ static bool take_record(job *j, int64_t number) {
     while (number >= records_from(j, host)) number -= records_from(j, host++);
     int source = fe_hosts_rank(j->far->hosts, host, j->far->hosts->index);
     bool straight = went_straight(j, source);
-    uint64_t at = landing_of(j->far, j->pass->half, host) + j->far->boxes->tail_bytes +
+    uint64_t at = fe_cpu_landing(j->far, j->pass->half, host) + j->far->boxes->tail_bytes +
                   (uint64_t)number * (straight ? j->far->header : j->stride);
     const char *landed = fe_near(heap, heap->rank, at);
     _Alignas(16) char copy[FE_RECORD_MOST]; /* what is checked is what is used, whatever the network writes meanwhile */
@@ -131,7 +127,7 @@ static bool hand_on_tails(const job *j, int host, int source) {
     const fe_heap *heap = &j->crew->engine->heap;
     const fe_shape *shape = &j->pass->route->shape;
     size_t width = (size_t)shape->map->most_local;
-    const int32_t *tails = fe_near(heap, heap->rank, landing_of(j->far, j->pass->half, host));
+    const int32_t *tails = fe_near(heap, heap->rank, fe_cpu_landing(j->far, j->pass->half, host));
     for (int i = 0; i < j->far->hosts->each; i++) {
         int32_t *to = fe_near(heap, fe_hosts_rank(j->far->hosts, j->far->hosts->mine, i), j->pass->scatter.tails_at);
         to += ((size_t)j->pass->half * (size_t)shape->ranks + (size_t)source) * width;

@@ -22,6 +22,11 @@ ferry_status fe_cpu_push_records(const fe_pack *pack, int64_t from, int64_t to);
 /* Says LANDED. */
 ferry_status fe_cpu_pack_close(const fe_pack *pack);
 
+/* In a column's rank: where the records of `host` land. */
+static inline uint64_t fe_cpu_landing(const fe_far_route *far, int half, int host) {
+    return far->boxes->landing[half] + (uint64_t)host * far->boxes->box_bytes;
+}
+
 /* Rows of this rank in each unit of `rank`. */
 void fe_cpu_tail(const fe_route_data *route, int rank, int32_t *tail);
 

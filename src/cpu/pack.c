@@ -7,7 +7,7 @@ static uint64_t outbox_of(const fe_pack *p, int host) {
     return p->far->boxes->outbox[p->pass->half] + (uint64_t)host * p->far->boxes->box_bytes;
 }
 static uint64_t landing_of(const fe_pack *p) {
-    return p->far->boxes->landing[p->pass->half] + (uint64_t)p->far->hosts->mine * p->far->boxes->box_bytes;
+    return fe_cpu_landing(p->far, p->pass->half, p->far->hosts->mine);
 }
 
 void fe_cpu_tail(const fe_route_data *route, int rank, int32_t *tail) {

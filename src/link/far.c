@@ -34,7 +34,7 @@ static void take_abort(void *context) {
 
 static ferry_status make_tables(fe_far *f) {
     const fe_heap *heap = f->heap;
-    size_t ranks = (size_t)heap->ranks, boxes = (size_t)FE_KINDS * 2 * (size_t)heap->hosts.count;
+    size_t ranks = (size_t)heap->ranks, boxes = fe_room_boxes(heap);
     f->chunks = calloc(boxes, sizeof *f->chunks);
     f->puts = calloc(ranks, sizeof *f->puts);
     f->flushed = calloc(ranks, sizeof *f->flushed);
@@ -189,10 +189,6 @@ ferry_status fe_far_submit(fe_far *f, const fe_order *order) {
     return FERRY_OK;
 }
 
-static size_t box_of(const fe_heap *heap, fe_kind kind, int half, int host) {
-    return ((size_t)kind * 2 + (size_t)half) * (size_t)heap->hosts.count + (size_t)host;
-}
-
 ferry_status fe_far_push(fe_far *f, int host, fe_kind kind, int half, uint64_t local, uint64_t remote, size_t bytes) {
     const fe_heap *heap = f->heap;
     fe_order order = {.peer = fe_hosts_rank(&heap->hosts, host, heap->hosts.index),
@@ -200,7 +196,7 @@ ferry_status fe_far_push(fe_far *f, int host, fe_kind kind, int half, uint64_t l
                       .local = local,
                       .remote = remote,
                       .bytes = bytes};
-    atomic_fetch_add_explicit(&f->chunks[box_of(heap, kind, half, host)], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&f->chunks[fe_room_box(heap, (int)kind, half, host)], 1, memory_order_relaxed);
     return fe_far_submit(f, &order);
 }
 
@@ -214,7 +210,7 @@ ferry_status fe_far_tell(fe_far *f, int host, fe_kind kind, int half, uint64_t e
         fe_letter *letter = fe_near(heap, heap->rank, at);
         letter->epoch = epoch;
         memcpy(letter->word, word, sizeof letter->word);
-        letter->chunks = atomic_load_explicit(&f->chunks[box_of(heap, kind, half, to)], memory_order_relaxed);
+        letter->chunks = atomic_load_explicit(&f->chunks[fe_room_box(heap, (int)kind, half, to)], memory_order_relaxed);
         letter->relay_at = relay_at;
         letter->relay_bytes = relay_bytes;
         fe_order order = {.peer = fe_hosts_rank(&heap->hosts, to, heap->hosts.index),

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 bool fe_inbox_open(fe_inbox *in) {
-    size_t boxes = (size_t)FE_KINDS * 2 * (size_t)in->heap->hosts.count, ranks = (size_t)in->heap->ranks;
+    size_t boxes = fe_room_boxes(in->heap), ranks = (size_t)in->heap->ranks;
     char *at = in->memory = calloc((boxes + 2 * ranks) * 8 + boxes + 2 * ranks, 1);
     if (!at) return false;
     in->chunks = (uint64_t *)(void *)at;
@@ -28,10 +28,6 @@ static bool __attribute__((format(printf, 2, 3))) refuse(fe_inbox *in, const cha
     vsnprintf(in->why, sizeof in->why, format, args);
     va_end(args);
     return false;
-}
-
-static size_t box_of(const fe_inbox *in, int kind, int half, int host) {
-    return ((size_t)kind * 2 + (size_t)half) * (size_t)in->heap->hosts.count + (size_t)host;
 }
 
 /* ---- letters ---- */
@@ -67,7 +63,7 @@ static void publish(const fe_heap *heap, fe_kind kind, int half, int source, con
 static bool open_letter(fe_inbox *in, int kind, int half, int source) {
     const fe_heap *heap = in->heap;
     int host = heap->hosts.host_of[source];
-    size_t box = box_of(in, kind, half, host);
+    size_t box = fe_room_box(in->heap, kind, half, host);
     fe_letter l; /* a copy: what is checked is what is used */
     memcpy(&l, fe_near(heap, heap->rank, fe_room_letter(heap, true, kind, half, host)), sizeof l);
     if (in->chunks[box] < l.chunks) return true; /* its last chunk comes back here */
@@ -121,13 +117,13 @@ static bool hear_chunk(fe_inbox *in, const fe_immediate *i) {
         in->puts[i->source]++;
         return !in->mail[i->source] || open_mail(in, i->source);
     }
-    size_t box = box_of(in, i->kind, i->half, in->heap->hosts.host_of[i->source]);
+    size_t box = fe_room_box(in->heap, i->kind, i->half, in->heap->hosts.host_of[i->source]);
     in->chunks[box]++;
     return !in->letter[box] || open_letter(in, i->kind, i->half, i->source);
 }
 
 static bool hear_letter(fe_inbox *in, const fe_immediate *i) {
-    size_t box = box_of(in, i->kind, i->half, in->heap->hosts.host_of[i->source]);
+    size_t box = fe_room_box(in->heap, i->kind, i->half, in->heap->hosts.host_of[i->source]);
     if (in->letter[box]) return refuse(in, "a second note of kind %d before the first had its chunks", i->kind);
     in->letter[box] = true;
     return open_letter(in, i->kind, i->half, i->source);

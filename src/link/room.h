@@ -31,10 +31,15 @@ _Static_assert(sizeof(fe_letter) == 128 && sizeof(fe_mail) == 64, "letters and m
 #define FE_BOUNCE  ((size_t)256 << 10) /* bytes of a buffer that puts and gets pass through */
 #define FE_BOUNCES 8
 
+/* Of arrays [FE_KINDS][2][hosts]. */
+static inline size_t fe_room_boxes(const fe_heap *h) {
+    return (size_t)FE_KINDS * 2 * (size_t)h->hosts.count;
+}
+static inline size_t fe_room_box(const fe_heap *h, int kind, int half, int host) {
+    return ((size_t)kind * 2 + (size_t)half) * (size_t)h->hosts.count + (size_t)host;
+}
 static inline uint64_t fe_room_letter(const fe_heap *h, bool in, int kind, int half, int host) {
-    size_t boxes = (size_t)FE_KINDS * 2 * (size_t)h->hosts.count;
-    size_t box = ((size_t)kind * 2 + (size_t)half) * (size_t)h->hosts.count + (size_t)host;
-    return h->far_at + ((in ? boxes : 0) + box) * sizeof(fe_letter);
+    return h->far_at + ((in ? fe_room_boxes(h) : 0) + fe_room_box(h, kind, half, host)) * sizeof(fe_letter);
 }
 typedef enum fe_box { FE_MAIL_OUT, FE_MAIL_IN, FE_REPLY_OUT, FE_REPLY_IN, FE_BOXES } fe_box;
 static inline uint64_t fe_room_mail(const fe_heap *h, fe_box box, int rank) {
