@@ -1,29 +1,12 @@
 /* Drawing, printing, reading and shrinking of cases. */
 #include "ranks/case.h"
+#include "random.h"
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-static uint64_t next(uint64_t *state) { /* splitmix64, Steele, Lea and Flood 2014 */
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static int64_t pick(uint64_t *state, int64_t low, int64_t high) {
-    return low + (int64_t)(next(state) % (uint64_t)(high - low + 1));
-}
-
-static bool chance(uint64_t *state, int percent) {
-    return pick(state, 1, 100) <= percent;
-}
-
-/* Small numbers often, large ones sometimes: the exponent is uniform. */
 static int64_t pick_log(uint64_t *state, int64_t low, int64_t high) {
-    int64_t top = low;
-    while (top < high && chance(state, 80)) top = top * 2 + 1;
-    return pick(state, low, top < high ? top : high);
+    return pick_small(state, low, high, 80);
 }
 
 static void draw_shape(xcase *c, uint64_t *s) {

@@ -1,4 +1,5 @@
 #include "route_cases.h"
+#include "random.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -41,26 +42,8 @@ const char *route_plan_text(const plan *p) {
     return text;
 }
 
-static uint64_t next(uint64_t *state) { /* splitmix64, Steele, Lea and Flood 2014 */
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static int pick(uint64_t *state, int low, int high) {
-    return low + (int)(next(state) % (uint64_t)(high - low + 1));
-}
-
-static bool chance(uint64_t *state, int percent) {
-    return pick(state, 1, 100) <= percent;
-}
-
-/* Small numbers often, large ones sometimes. */
 static int pick_log(uint64_t *state, int low, int high) {
-    int top = low;
-    while (top < high && chance(state, 75)) top = top * 2 + 1;
-    return pick(state, low, top < high ? top : high);
+    return (int)pick_small(state, low, high, 75);
 }
 
 /* Each expert on one to `ranks` ranks, none of them twice, in any order. */
