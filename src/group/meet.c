@@ -51,25 +51,24 @@ static fe_pass round_pass(const meeting *m, uint64_t epoch) {
 /* Bytes [at, at + n) of the call. A rank writes its own scratch of this half, meets, and reads the others'. Nobody writes this half
  * again before all have read it: its next round comes after the round between, which a reader enters only when it is done. */
 static ferry_status carry(ferry_group *g, const meeting *m, size_t at, size_t n, ferry_stream *stream) {
-    const fe_device *device = g->engine.device;
     fe_pass p = round_pass(m, ++g->meets);
     if (m->kind == MEET_GATHER || g->rank == m->root) {
         p.move = FE_MOVE_PUBLISH;
         p.publish = (fe_publish){.from = m->mine + at, .bytes = n};
     }
-    FE_TRY(device->submit(&g->engine, stream, &p));
+    FE_TRY(fe_submit(&g->engine, stream, &p));
     if (m->kind == MEET_BROADCAST && g->rank == m->root) return FERRY_OK;
     fe_pass out = {.half = p.half, .move = FE_MOVE_COLLECT};
     memcpy(out.step, p.step, sizeof out.step);
     out.collect =
         (fe_collect){.to = m->all + at, .bytes = n, .apart = m->bytes, .root = m->kind == MEET_GATHER ? -1 : m->root};
-    return device->submit(&g->engine, stream, &out);
+    return fe_submit(&g->engine, stream, &out);
 }
 
 static ferry_status hold(ferry_group *g, const meeting *m, ferry_stream *stream) {
     if (!m->bytes || (m->kind != MEET_GATHER && m->kind != MEET_BROADCAST)) {
         fe_pass p = round_pass(m, ++g->meets);
-        return g->engine.device->submit(&g->engine, stream, &p);
+        return fe_submit(&g->engine, stream, &p);
     }
     for (size_t at = 0; at < m->bytes; at += FE_SCRATCH)
         FE_TRY(carry(g, m, at, m->bytes - at < FE_SCRATCH ? m->bytes - at : FE_SCRATCH, stream));

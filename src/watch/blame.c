@@ -1,6 +1,6 @@
 /* Who is late, and whose fault it is: a rank that waits itself is not to blame for being late. */
 #include "base/log.h"
-#include "watch/watch.h"
+#include "watch/hang.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -16,62 +16,60 @@ static bool cell_reached(const void *what) {
     return atomic_load(&a->cell->epoch) >= a->epoch;
 }
 
-typedef enum fate { ALIVE, STOPPED, DEAD } fate;
-
 /* State letter of /proc/PID/stat (proc(5)): after the last ')' of the command name. */
-static fate process_fate(int pid) {
+fe_fate fe_process_fate(int pid) {
     char path[32], text[512];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     FILE *file = fopen(path, "re");
-    if (!file) return errno == ENOENT || errno == ESRCH ? DEAD : ALIVE; /* else we may not look */
+    if (!file) return errno == ENOENT || errno == ESRCH ? FE_GONE : FE_ALIVE; /* else we may not look */
     size_t n = fread(text, 1, sizeof text - 1, file);
     fclose(file);
     text[n] = '\0';
     const char *end = strrchr(text, ')');
     int state = end && end[1] == ' ' ? end[2] : 'R';
-    return state == 'Z' || state == 'X' ? DEAD : state == 'T' || state == 't' ? STOPPED : ALIVE;
+    return state == 'Z' || state == 'X' ? FE_GONE : state == 'T' || state == 't' ? FE_STOPPED : FE_ALIVE;
 }
 
-typedef enum weight { WAITING = 1, BUSY = 2, GONE = 3 } weight; /* how sure we are that a late rank is the cause */
+typedef enum weight { WAITING = 1, BUSY = 2, CERTAIN = 3 } weight; /* how sure we are that a late rank is the cause */
 
-static weight guilt(const fe_heap *heap, int rank, fate *why) {
+static weight guilt(const fe_heap *heap, int rank, fe_fate *why) {
     const fe_control *control = fe_heap_control(heap, rank);
     bool other_process = control->pid != fe_heap_control(heap, heap->rank)->pid;
-    *why = other_process ? process_fate(control->pid) : ALIVE;
-    if (*why != ALIVE) return GONE;
+    *why = other_process ? fe_process_fate(control->pid) : FE_ALIVE;
+    if (*why != FE_ALIVE) return CERTAIN;
     return atomic_load(&control->waiting) || atomic_load(&control->failed) ? WAITING : BUSY;
 }
 
-static const char *const fates[] = {[ALIVE] = "", [STOPPED] = ", process stopped", [DEAD] = ", process gone"};
+static const char *const fates[] = {[FE_ALIVE] = "", [FE_STOPPED] = ", process stopped", [FE_GONE] = ", process gone"};
 
 /* A far rank is heard through its gateway here: that one's death is the better explanation. */
 static weight accuse_far(const fe_watch *watch, int rank, char *text, size_t size) {
     const fe_heap *heap = watch->heap;
     int gateway = fe_hosts_gateway(&heap->hosts, rank);
     const char *trouble = watch->trouble && gateway == heap->rank ? watch->trouble(watch->far, rank) : NULL;
-    fate why = ALIVE;
+    fe_fate why = FE_ALIVE;
     /* One that has failed before and left is late for a reason of its own, and that is most likely the far rank. */
     bool left = atomic_load(&fe_heap_control(heap, gateway)->failed) != 0;
-    if (gateway != heap->rank && !left && guilt(heap, gateway, &why) == GONE) {
+    if (gateway != heap->rank && !left && guilt(heap, gateway, &why) == CERTAIN) {
         snprintf(text, size, "rank %d (%s, the gateway of rank %d)", gateway, fates[why] + 2, rank);
-        return GONE;
+        return CERTAIN;
     }
     bool lost = atomic_load(&fe_heap_control(heap, gateway)->lost) == (uint32_t)rank + 1;
     snprintf(text, size, "rank %d (on another host%s%s%s)", rank, lost ? ", its connection is lost" : "",
              trouble ? ": " : "", trouble ? trouble : "");
-    return lost ? GONE : BUSY;
+    return lost ? CERTAIN : BUSY;
 }
 
 /* The gateway's own note is missing too, and it is gone: it is named for itself. */
 static bool explained(const fe_watch *watch, int rank, uint64_t epoch, const uint64_t *seen) {
-    fate why;
+    fe_fate why;
     if (fe_heap_near(watch->heap, rank)) return false;
     int gateway = fe_hosts_gateway(&watch->heap->hosts, rank);
-    return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == GONE;
+    return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == CERTAIN;
 }
 
 static weight accuse_near(const fe_watch *watch, int rank, uint64_t epoch, uint64_t seen, char *text, size_t size) {
-    fate why;
+    fe_fate why;
     weight w = guilt(watch->heap, rank, &why);
     snprintf(text, size, "rank %d (reached %llu of %llu%s)", rank, (unsigned long long)seen, (unsigned long long)epoch,
              fates[why]);
@@ -94,19 +92,24 @@ ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t ep
         if (used < sizeof names)
             used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", text);
     }
+    fe_recorder_verdict(watch->recorder, step, epoch, seen, heap->ranks);
+    if (watch->recorder && watch->dump_dir) fe_hang_dump(heap, watch->dump_dir);
     return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms in %s for %s", heap->rank,
                    (long long)(watch->timeout_ns / 1000000), step, used ? names : "a rank that came just now");
 }
 
-ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step) {
+ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step,
+                            fe_step *record) {
     const fe_heap *heap = watch->heap;
     int64_t deadline = 0;
     for (int r = 0; r < heap->ranks; r++) {
         if (!fe_heap_hears(heap, kind, r)) continue;
         awaited a = {fe_heap_cell(heap, heap->rank, kind, half, r), epoch};
-        if (cell_reached(&a)) continue;
+        if (fe_watch_spin(watch, cell_reached, &a)) continue;
+        uint64_t since = watch->recorder ? fe_recorder_now(watch->recorder) : 0;
         if (!deadline) deadline = fe_now_ns() + watch->timeout_ns;
-        fe_waited waited = fe_watch_wait(watch, cell_reached, &a, deadline);
+        fe_waited waited = fe_watch_rest(watch, cell_reached, &a, deadline);
+        fe_recorder_waited(watch->recorder, record, r, since);
         if (waited == FE_LATE) {
             uint64_t seen[FERRY_MAX_RANKS] = {0};
             for (int i = 0; i < heap->ranks; i++)

@@ -270,6 +270,7 @@ static bool run(exchange *x) {
         int last = first + together < rounds ? first + together : rounds;
         if (!dispatch_pair(x, first, last) || !combine_pair(x, first, last)) return false;
     }
+    if (!exchange_check_counters(x)) return false;
     ranks_step(x->env, "the last barrier");
     RANK_OK(x->env, ferry_barrier(x->group, NULL));
     return true;

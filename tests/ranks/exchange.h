@@ -55,5 +55,6 @@ bool exchange_prepare_dispatch(exchange *x, int round);
 bool exchange_check_dispatch(exchange *x, int round);
 bool exchange_prepare_combine(exchange *x, int round);
 bool exchange_check_combine(exchange *x, int round);
+bool exchange_check_counters(exchange *x); /* after all rounds */
 
 #endif
