@@ -64,7 +64,7 @@ static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
 static ferry_status act(const fe_crew *crew, const fe_pass *pass, fe_step *step) {
     fe_recorder *recorder = crew->engine->watch.recorder;
     FE_TRY(hear_all(crew, pass, &pass->await, step));
-    if (pass->await.used) fe_step_reach(recorder, step, FE_STEP_HEARD);
+    if (pass->await.used) fe_step_heard(recorder, step);
     ferry_status moved = move(crew, pass);
     /* An overflow is known to all ranks and stops all of them alike: the notes still go out, so that nobody is missed. */
     if (moved != FERRY_OK && moved != FERRY_OVERFLOW) return moved;

@@ -3,7 +3,6 @@
 #include "base/structs.h"
 #include "group/counters.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
 /* ---- memory: one block of the device's, and a small one of the host's ---- */
@@ -208,14 +207,14 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
 
 static fe_pass count_pass(ferry_route *r) {
     fe_pass p = {.move = FE_MOVE_COUNT, .route = &r->data};
-    snprintf(p.step, sizeof p.step, "route %llu (count)", (unsigned long long)r->id);
+    fe_pass_name(&p, "route", r->id, " (count)");
     return p;
 }
 
 /* Sends this rank's counts, once everybody has read those of the exchange before the last, and waits for all others'. */
 static fe_pass spread_pass(ferry_route *r, uint64_t epoch) {
     fe_pass p = {.move = FE_MOVE_SPREAD, .route = &r->data, .half = (int)(epoch & 1), .explain = explain};
-    snprintf(p.step, sizeof p.step, "route %llu (counts)", (unsigned long long)r->id);
+    fe_pass_name(&p, "route", r->id, " (counts)");
     p.await = (fe_await){.used = true, .kind = FE_COUNTED, .half = p.half, .epoch = epoch > 2 ? epoch - 2 : 0};
     p.signal = (fe_note){.used = true, .kind = FE_COUNTS, .half = p.half, .epoch = epoch};
     fill_words(r, p.signal.word);
@@ -226,7 +225,7 @@ static fe_pass spread_pass(ferry_route *r, uint64_t epoch) {
 
 static fe_pass place_pass(ferry_route *r, uint64_t epoch) {
     fe_pass p = {.move = FE_MOVE_PLACE, .route = &r->data, .half = (int)(epoch & 1)};
-    snprintf(p.step, sizeof p.step, "route %llu (place)", (unsigned long long)r->id);
+    fe_pass_name(&p, "route", r->id, " (place)");
     if (epoch) p.signal = (fe_note){.used = true, .kind = FE_COUNTED, .half = p.half, .epoch = epoch};
     return p;
 }

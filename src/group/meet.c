@@ -2,8 +2,6 @@
  * from the group's beginning; a round is one MEET note to every rank and one from every rank (docs/protocol.md, "Meetings"). */
 #include "group/group.h"
 
-#include <stdio.h>
-
 typedef enum meet_kind { MEET_BARRIER, MEET_GATHER, MEET_BROADCAST, MEET_ALLOC, MEET_FREE } meet_kind;
 
 static const char *const names[] = {"barrier", "allgather", "broadcast", "heap_alloc", "heap_free"};
@@ -37,7 +35,7 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
  * step, and the group goes on; in anything else ranks would disagree on how many rounds there are. */
 static fe_pass round_pass(const meeting *m, uint64_t epoch) {
     fe_pass p = {.half = (int)(epoch & 1), .explain = explain};
-    snprintf(p.step, sizeof p.step, "%s %llu", names[m->kind], (unsigned long long)epoch);
+    fe_pass_name(&p, names[m->kind], epoch, "");
     p.lenient = m->kind == MEET_ALLOC || m->kind == MEET_FREE;
     p.signal = (fe_note){.used = true, .kind = FE_MEET, .half = p.half, .epoch = epoch};
     p.signal.word[WORD_KIND] = m->kind;

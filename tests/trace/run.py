@@ -187,7 +187,9 @@ def check_page(group, folder):
         browser.click("#show-slow")
         check("slow ranks are shown", seen(shown) == "slow", seen(shown))
         waits_of = "slow.map(s => [s.rank, s.waits])"
-        order = [int(r) for r in seen("[...document.querySelectorAll('#ranking tr[data-rank]')].map(r => r.dataset.rank)")]
+        order = [
+            int(r) for r in seen("[...document.querySelectorAll('#ranking tr[data-rank]')].map(r => r.dataset.rank)")
+        ]
         check("every rank is ranked", sorted(order) == list(range(RANKS)) and len(seen(waits_of)) == RANKS, order)
         browser.click("#show-timeline")
         check("and back to the timeline", seen(shown) == "timeline", seen(shown))
