@@ -4,6 +4,9 @@
 
 #include <fenv.h>
 
+#define TIMED_BYTES \
+    65536 /* a move of fewer takes less than spinning does, and its end is not looked up: see fe_step_pass */
+
 /* To other hosts first: that takes longest, and the proxy does it beside. */
 static ferry_status tell_far(const fe_engine *engine, const fe_pass *pass, const fe_note *note) {
     uint64_t at = 0;
@@ -64,12 +67,12 @@ static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
 static ferry_status act(const fe_crew *crew, const fe_pass *pass, fe_step *step) {
     fe_recorder *recorder = crew->engine->watch.recorder;
     FE_TRY(hear_all(crew, pass, &pass->await, step));
-    if (pass->await.used) fe_step_heard(recorder, step);
+    if (pass->await.used) fe_step_pass(recorder, step, FE_STEP_HEARD, fe_step_waited(step));
     ferry_status moved = move(crew, pass);
     /* An overflow is known to all ranks and stops all of them alike: the notes still go out, so that nobody is missed. */
     if (moved != FERRY_OK && moved != FERRY_OVERFLOW) return moved;
     FE_TRY(tell_all(crew->engine, pass, &pass->signal));
-    if (pass->settle.used) fe_step_reach(recorder, step, FE_STEP_MOVED);
+    if (pass->settle.used) fe_step_pass(recorder, step, FE_STEP_MOVED, step && fe_record_bytes(pass) >= TIMED_BYTES);
     fe_record_moved(recorder, pass); /* after the note, which others wait for */
     FE_TRY(hear_all(crew, pass, &pass->settle, step));
     if (pass->counts_last) fe_cpu_deliver(crew, pass);

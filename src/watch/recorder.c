@@ -105,6 +105,9 @@ void fe_step_end(const fe_recorder *r, fe_step *step, ferry_status status, uint6
     if (status != FERRY_OK)
         put(&step->what, atomic_load_explicit(&step->what, memory_order_relaxed) | (uint64_t)(uint8_t)status << 40);
     uint64_t number = atomic_load_explicit(&step->state, memory_order_relaxed) / FE_STEP_STATES;
+    __builtin_prefetch(&r->step[(number + 1) % FE_STEPS].state,
+                       1); /* the next step begins at once, and it is long since it was there */
+    __builtin_prefetch(&r->step[(number + 1) % FE_STEPS].epoch[0], 1);
     /* Release: who acquires OVER sees the last words; and the slot's next owner comes after them. */
     atomic_store_explicit(&step->state, number * FE_STEP_STATES + FE_STEP_OVER, memory_order_release);
 }

@@ -107,14 +107,16 @@ fe_step *fe_step_begin(fe_recorder *recorder, const fe_step_about *about);
 static inline void fe_step_reach(const fe_recorder *recorder, fe_step *step, int stamp) {
     if (step) atomic_store_explicit(&step->at[stamp], fe_recorder_now(recorder), memory_order_relaxed);
 }
-/* What it waited for before its move is there. A wait that did not go on past spinning is not worth a look at the clock, which takes longer
- * than everything else here: such a wait ends, for the record, when it began. */
-static inline void fe_step_heard(const fe_recorder *recorder, fe_step *step) {
+/* It has got as far as `stamp`, at a moment that is worth a look at the clock (which takes longer than everything else here), or else at once. */
+static inline void fe_step_pass(const fe_recorder *recorder, fe_step *step, int stamp, bool look) {
     if (!step) return;
-    uint64_t at = atomic_load_explicit(&step->late, memory_order_relaxed)
-                      ? fe_recorder_now(recorder)
-                      : atomic_load_explicit(&step->at[FE_STEP_START], memory_order_relaxed);
-    atomic_store_explicit(&step->at[FE_STEP_HEARD], at, memory_order_relaxed);
+    uint64_t at = look ? fe_recorder_now(recorder) : atomic_load_explicit(&step->at[stamp - 1], memory_order_relaxed);
+    if (!at) at = atomic_load_explicit(&step->at[FE_STEP_START], memory_order_relaxed); /* there was nothing to hear */
+    atomic_store_explicit(&step->at[stamp], at, memory_order_relaxed);
+}
+/* Has it waited past spinning? */
+static inline bool fe_step_waited(const fe_step *step) {
+    return step && atomic_load_explicit(&step->late, memory_order_relaxed) != 0;
 }
 /* over: false when only its being queued is known here (a GPU runs it). */
 void fe_step_end(const fe_recorder *recorder, fe_step *step, ferry_status status, uint64_t bytes, bool over);
