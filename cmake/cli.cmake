@@ -33,6 +33,8 @@ check(bench_json cli 60 sh -c "\"$@\" | python3 -c '
 import json, sys
 d = json.load(sys.stdin)
 assert d[\"check\"] == \"ok\" and d[\"config\"][\"ranks\"] == 2, d
+c = d[\"counters\"]
+assert len(c[\"ranks\"]) == 2 and c[\"expert_load\"] >= 1 and all(r[\"rows_sent\"] > 0 and r[\"rows_dropped\"] == 0 for r in c[\"ranks\"]), c
 for step in (\"dispatch\", \"combine\"):
     s = d[step]
     assert 0 < s[\"min_us\"] <= s[\"median_us\"] <= s[\"p99_us\"], s
