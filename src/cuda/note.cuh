@@ -58,11 +58,15 @@ FE_DEVICE void fe_tell_fatal(const fe_cuda_args &a, ferry_status status, uint64_
     __threadfence_system();
 }
 
-/* What is wrong with a step, and not with the group. One thread. */
+/* One thread; what the status wants said is there already. */
+FE_DEVICE fe_cuda_soft *fe_soft(const fe_cuda_args &a) {
+    return &a.world.report->soft[a.awaited];
+}
 FE_DEVICE void fe_tell_soft(const fe_cuda_args &a, ferry_status status) {
-    a.world.report->soft_of = a.number;
+    fe_cuda_soft *soft = fe_soft(a);
+    soft->launch = a.number;
     __threadfence_system();
-    *(volatile uint32_t *)&a.world.report->soft = (uint32_t)status;
+    *(volatile uint32_t *)&soft->status = (uint32_t)status;
     __threadfence_system();
 }
 

@@ -91,10 +91,10 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) count(const __grid_con
     if (!fe_close(a, epoch)) return;
     uint64_t wrong = *(volatile uint64_t *)a.extra.wrong;
     if (wrong == ~(uint64_t)0) return;
-    fe_cuda_report *r = a.world.report;
-    r->token = (int64_t)(wrong / FERRY_MAX_TOPK);
-    r->choice = (int32_t)(wrong % FERRY_MAX_TOPK);
-    r->index = index_at(a.route.topk_idx, r->token, r->choice);
+    fe_cuda_soft *soft = fe_soft(a);
+    soft->token = (int64_t)(wrong / FERRY_MAX_TOPK);
+    soft->choice = (int32_t)(wrong % FERRY_MAX_TOPK);
+    soft->index = index_at(a.route.topk_idx, soft->token, soft->choice);
     fe_tell_soft(a, FERRY_INVALID);
 }
 } // namespace ferry
@@ -342,7 +342,7 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) place(const __grid_con
     if (!fe_close(a, epoch)) return;
     if (v.totals.overflow_rank < 0 || s.overflow != FERRY_OVERFLOW_ERROR) return;
     send_nothing(a);
-    a.world.report->totals = v.totals;
+    fe_soft(a)->totals = v.totals;
     fe_tell_soft(a, FERRY_OVERFLOW);
 }
 } // namespace ferry
