@@ -8,11 +8,13 @@ static uint64_t mix(uint64_t z) { /* the output function of splitmix64 */
     return z ^ (z >> 31);
 }
 
-static uint64_t key(const xcase *c, int what, int64_t a, int64_t b) {
-    return mix(mix(mix((uint64_t)c->seed + 0x9e3779b97f4a7c15u * (uint64_t)(what + 1)) + (uint64_t)a) + (uint64_t)b);
-}
-
 enum { KEY_COPIES, KEY_TOKENS, KEY_CHOICE, KEY_WEIGHT, KEY_OTHER, KEY_ROWS, KEY_SCALES, KEY_BIAS, KEY_BACK, KEY_GRAD };
+
+static uint64_t key(const xcase *c, int what, int64_t a, int64_t b) {
+    uint64_t seed = (uint64_t)c->seed +
+                    (what != KEY_COPIES ? (uint64_t)c->again << 40 : 0); /* copies are the group's, not the step's */
+    return mix(mix(mix(seed + 0x9e3779b97f4a7c15u * (uint64_t)(what + 1)) + (uint64_t)a) + (uint64_t)b);
+}
 
 static float small_float(uint64_t bits) {
     return (float)(int64_t)(bits % 2000001) / 1000000.0f - 1.0f;
