@@ -189,9 +189,13 @@ FE_DEVICE void fe_write_counts(const fe_cuda_args &a, int index, int count) {
 
 /* ---- the acts ---- */
 
-/* Whole warp. Was the pass put on its stream since the group last agreed on who is of it? A graph may be older: that breaks the rank. */
+/* Whole warp. Nothing has failed, and the pass was put on its stream since the group last agreed on who is of it? A graph may be older: that
+ * breaks the rank. Both words are asked for before either is looked at. */
 FE_DEVICE bool fe_in_force(const fe_cuda_args &a) {
-    if (*(volatile uint64_t *)&a.world.own->era == a.world.era) return true;
+    uint64_t era = *(volatile uint64_t *)&a.world.own->era;
+    uint32_t broken = *(volatile uint32_t *)&a.world.own->broken;
+    if (broken) return false;
+    if (era == a.world.era) return true;
     if (fe_lane() == 0 && fe_break(a)) fe_tell_fatal(a, FERRY_INVALID, 0);
     __syncwarp();
     return false;
@@ -210,7 +214,7 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     fe_after_stream();
     *epoch = *(volatile uint64_t *)&a.world.own->epoch[fe_pass_tide(&p)][p.half] + (fe_begins(p) ? 1 : 0);
     if (threadIdx.x < FE_WARP) {
-        bool good = fe_in_force(a) && *(volatile uint32_t *)&a.world.own->broken == 0;
+        bool good = fe_in_force(a);
         if (good && p.announce.used && blockIdx.x == 0) fe_say(a, p.announce, *epoch);
         if (good && p.await.used) {
             uint64_t until = p.await.kind == FE_COUNTED ? *epoch - 1 : *epoch;

@@ -236,7 +236,8 @@ static bool column_gone(const fe_far *f) {
 
 static void leave(fe_far *f) {
     const fe_control *mine = fe_heap_control(f->heap, f->heap->rank);
-    bool in_peace = !atomic_load(&mine->failed) && fe_heap_why(f->heap, f->heap->rank) != FE_GROUP_ABORTED && f->first_lost < 0;
+    bool in_peace =
+        !atomic_load(&mine->failed) && fe_heap_why(f->heap, f->heap->rank) != FE_GROUP_ABORTED && f->first_lost < 0;
     drain(f, in_peace);
     say_to_column(f, FE_BYE);
     drain(f, in_peace);
