@@ -47,15 +47,24 @@ static int64_t take_block(fe_heap *heap, size_t bytes) {
     return -1;
 }
 
-/* A step of FNV-1a, by words. */
-static uint64_t mix(uint64_t hash, uint64_t word) {
-    return (hash ^ word) * 0x100000001b3u;
+/* FNV-1a, by words. */
+static uint64_t hash_blocks(const fe_heap *heap) {
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < heap->blocks; i++) {
+        h = (h ^ heap->block[i].offset) * 0x100000001b3u;
+        h = (h ^ (uint64_t)heap->block[i].used) * 0x100000001b3u;
+    }
+    return h;
 }
 
 static void tell(fe_heap *heap, bool freed, uint64_t argument) {
     fe_story *s = &heap->story;
-    *s = (fe_story){.before = s->now, .freed = freed, .argument = argument};
-    s->now = mix(mix(mix(0xcbf29ce484222325u, s->before), freed), argument);
+    *s = (fe_story){.before = s->now, .calls = s->calls + 1, .freed = freed, .argument = argument};
+    s->now = hash_blocks(heap);
+}
+
+void fe_heap_begin(fe_heap *heap) {
+    heap->story = (fe_story){.now = hash_blocks(heap), .before = hash_blocks(heap)};
 }
 
 int64_t fe_heap_take(fe_heap *heap, size_t bytes) {
@@ -89,11 +98,13 @@ ferry_status fe_heap_give(fe_heap *heap, int64_t offset) {
 }
 
 ferry_status fe_heap_follow(fe_heap *heap, const fe_story *story) {
-    if (heap->story.now == story->now) return FERRY_OK;
     FE_TRY(fe_heap_reserve(heap));
-    if (story->freed) return fe_heap_give(heap, (int64_t)story->argument);
-    return fe_heap_take(heap, story->argument) >= 0 ? FERRY_OK
-                                                    : fe_fail(FERRY_NOMEM, "rank %d: the heap has no room", heap->rank);
+    bool behind = heap->story.now != story->now;
+    if (behind && story->freed) FE_TRY(fe_heap_give(heap, (int64_t)story->argument));
+    if (behind && !story->freed && fe_heap_take(heap, story->argument) < 0)
+        return fe_fail(FERRY_NOMEM, "rank %d: the heap has no room for what others have allocated", heap->rank);
+    heap->story = *story;
+    return FERRY_OK;
 }
 
 bool fe_heap_taken(const fe_heap *heap, int64_t offset) {

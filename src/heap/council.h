@@ -7,10 +7,11 @@
 
 #define FE_MASK_WORDS (FERRY_MAX_RANKS / 64)
 
-/* What has become of the user's heap. Ranks that have allocated and freed the same, in the same order, have the same `now`. */
+/* What has become of the user's heap. */
 typedef struct fe_story {
-    uint64_t now, before; /* hash of all calls; and of all but the last, which was ... */
-    uint64_t freed;       /* 1: a free, of this offset; 0: an allocation of as many bytes */
+    uint64_t now, before; /* hash of its list of blocks; and of what that was before the last call, which was ... */
+    uint64_t calls;       /* ... the how-manieth that changed it ... */
+    uint64_t freed;       /* ... 1: a free, of this offset; 0: an allocation of as many bytes */
     uint64_t argument;
 } fe_story;
 #define FE_STORY_WORDS (sizeof(fe_story) / sizeof(uint64_t))

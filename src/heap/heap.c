@@ -181,6 +181,7 @@ static ferry_status make_all(fe_heap *heap, fe_card *card) {
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the tables of %d ranks", heap->rank, heap->ranks);
     heap->blocks = heap->user_bytes ? 1 : 0;
     heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
+    fe_heap_begin(heap);
     FE_TRY(make_own(heap));
     return heap->memory ? heap->memory->make(heap, card) : FERRY_OK;
 }

@@ -100,6 +100,8 @@ int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes);
 
 /* Deterministic first fit: the same calls give the same offsets on every rank. -1 when there is no room / no such block. */
 int64_t fe_heap_take(fe_heap *heap, size_t bytes);
+/* Once the list of blocks is made. */
+void fe_heap_begin(fe_heap *heap);
 /* Room for one block more in this rank's list, so that fe_heap_take cannot fail here and succeed elsewhere. */
 ferry_status fe_heap_reserve(fe_heap *heap);
 ferry_status fe_heap_give(fe_heap *heap, int64_t offset);

@@ -36,15 +36,16 @@ static void ring_all(const fe_heap *heap) {
 /* ---- coming ---- */
 
 static void write_story(_Atomic uint64_t to[FE_STORY_WORDS], const fe_story *story) {
-    const uint64_t words[FE_STORY_WORDS] = {story->now, story->before, story->freed, story->argument};
+    const uint64_t words[FE_STORY_WORDS] = {story->now, story->before, story->calls, story->freed, story->argument};
     for (size_t i = 0; i < FE_STORY_WORDS; i++) atomic_store(&to[i], words[i]);
 }
 
 static fe_story read_story(const _Atomic uint64_t from[FE_STORY_WORDS]) {
     return (fe_story){.now = atomic_load(&from[0]),
                       .before = atomic_load(&from[1]),
-                      .freed = atomic_load(&from[2]),
-                      .argument = atomic_load(&from[3])};
+                      .calls = atomic_load(&from[2]),
+                      .freed = atomic_load(&from[3]),
+                      .argument = atomic_load(&from[4])};
 }
 
 /* What is said comes before the word that says that it is said: all of it is sequentially consistent. */
@@ -119,7 +120,7 @@ static fe_story furthest(const session *s) {
     for (int r = 0; r < s->heap->ranks; r++) {
         if (fe_heap_masked(s->heap, r) || !has_come(s, r)) continue;
         fe_story story = read_story(council_of(s->heap, r)->story);
-        if (story.now != best.now && story.before == best.now) best = story;
+        if (story.calls > best.calls) best = story;
     }
     return best;
 }
