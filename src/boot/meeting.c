@@ -92,7 +92,7 @@ static void answer_all(fe_meeting *m, uint32_t bytes) {
     uint8_t head[FE_WIRE_HEADER + 4];
     fe_wire_put_head(head, FE_ALL, 4 + (uint32_t)m->ranks * bytes);
     fe_wire_put_u32(head + FE_WIRE_HEADER, m->round);
-    for (int to = 0; to < m->ranks; to++) {
+    for (int to = m->ranks - 1; to >= 0; to--) { /* as errors: the lowest comes last */
         int guest = m->guest_of[to] - 1;
         bool there = m->send(m->context, guest, head, sizeof head);
         for (int from = 0; there && bytes && from < m->ranks; from++)
@@ -188,6 +188,21 @@ static void name_missing(const fe_meeting *m, int64_t timeout_ns, char sentence[
     }
 }
 
+/* Those who are late for a group that will not be: who comes yet reads why. One that never does (a stopped process) is not waited for. */
+static void send_home(fe_meeting *m, ferry_status status, const char *sentence,
+                      void (*close)(void *context, int guest)) {
+    for (int r = 0; r < m->ranks; r++) {
+        int guest = m->guest_of[r] - 1;
+        if (guest < 0 || m->guest[guest].gathered) continue;
+        say_error(m, guest, status, sentence);
+        close(m->context, guest);
+        free(m->guest[guest].payload);
+        m->guest[guest] = (fe_guest){.rank = -1};
+        m->guest_of[r] = 0;
+        m->present--;
+    }
+}
+
 int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context, int guest)) {
     int64_t next = INT64_MAX;
     for (int i = 0; i < FE_GUESTS; i++) {
@@ -199,6 +214,7 @@ int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context,
             char sentence[FE_SENTENCE];
             name_missing(m, g->timeout_ns, sentence);
             say_error_to_waiting(m, FERRY_TIMEOUT, sentence); /* without this rank there will be no group for any */
+            send_home(m, FERRY_TIMEOUT, sentence, close);
         } else {
             close(m->context, i);
             fe_meeting_leave(m, i);

@@ -191,8 +191,14 @@ static void test_the_missing_are_named(void **state) {
         const char *text = only(guest, FE_ERROR, 4);
         assert_non_null(strstr(text, "without rank 1 rank 3"));
     }
+    assert_int_equal(error_of(d), FERRY_TIMEOUT); /* should it come yet; but nobody waits for it */
+    assert_non_null(strstr(only(d, FE_ERROR, 4), "without rank 1 rank 3"));
     fe_meeting_tick(m, 200000001, note_close);
     assert_int_equal(said[a].n + said[c].n + said[d].n, 0); /* told once */
+    assert_false(fe_meeting_over(m));
+    fe_meeting_leave(m, a);
+    fe_meeting_leave(m, c);
+    assert_true(fe_meeting_over(m));
 }
 
 static void test_a_rank_that_goes_away(void **state) {
