@@ -172,6 +172,13 @@ static uint64_t kind_of(const ferry_route *r) {
            (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32;
 }
 
+uint64_t fe_route_kind(const ferry_route *r) {
+    const fe_shape *s = &r->data.shape;
+    return (uint64_t)s->layout | (uint64_t)s->mode << 3 | (uint64_t)s->overflow << 4 | (uint64_t)s->packed << 5 |
+           (uint64_t)(r->data.table.weights != NULL) << 6 | (uint64_t)s->topk << 7 |
+           (uint64_t)fe_needs_exchange(s) << 14;
+}
+
 static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
     const fe_shape *s = &r->data.shape;
     memset(word, 0, FE_CELL_WORDS * sizeof *word);
