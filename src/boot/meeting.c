@@ -37,6 +37,13 @@ static void say_error_to_waiting(fe_meeting *m, ferry_status status, const char 
     }
 }
 
+/* Somebody has left: whoever waits for him, or comes to, is told at once. */
+static void mourn(fe_meeting *m) {
+    char sentence[FE_SENTENCE];
+    snprintf(sentence, sizeof sentence, "rank %d went away while the group was made", m->left - 1);
+    say_error_to_waiting(m, FERRY_TIMEOUT, sentence);
+}
+
 /* The refusal's status, with its sentence; FERRY_OK: welcome. */
 static ferry_status judge_hello(const fe_meeting *m, const fe_hello *h, char sentence[FE_SENTENCE]) {
     if (!fe_wire_same_secret(h->secret, m->secret)) {
@@ -79,6 +86,7 @@ static bool hear_hello(fe_meeting *m, int guest) {
     m->ranks = hello.ranks;
     m->library = hello.library;
     m->guest_of[hello.rank] = guest + 1;
+    if (m->left == hello.rank + 1) m->left = 0; /* back again */
     m->present++;
     m->begun = true;
     g->rank = hello.rank;
@@ -113,6 +121,7 @@ static bool hear_gather(fe_meeting *m, int guest, int64_t now) {
     if (g->rank < 0 || g->message.bytes < 4 || fe_wire_get_u32(g->payload) != m->round) return false;
     g->gathered = true;
     g->deadline_ns = now + g->timeout_ns;
+    if (m->left) mourn(m);
     for (int r = 0; r < m->ranks; r++) {
         const fe_guest *other = m->guest_of[r] ? &m->guest[m->guest_of[r] - 1] : NULL;
         if (!other || !other->gathered) return true; /* somebody is still to come */
@@ -174,9 +183,8 @@ void fe_meeting_leave(fe_meeting *m, int guest) {
     if (rank < 0) return;
     m->guest_of[rank] = 0;
     m->present--;
-    char sentence[FE_SENTENCE];
-    snprintf(sentence, sizeof sentence, "rank %d went away while the group was made", rank);
-    say_error_to_waiting(m, FERRY_TIMEOUT, sentence);
+    if (!m->left) m->left = rank + 1;
+    mourn(m);
 }
 
 static void name_missing(const fe_meeting *m, int64_t timeout_ns, char sentence[FE_SENTENCE]) {

@@ -210,6 +210,20 @@ static void test_a_rank_that_goes_away(void **state) {
     assert_non_null(strstr(only(a, FE_ERROR, 4), "rank 1 went away"));
 }
 
+/* Who was busy elsewhere meanwhile hears of it when it comes, and does not wait for those whom that has sent home. */
+static void test_a_rank_that_went_away(void **state) {
+    (void)state;
+    int a = come(0, 3), b = come(1, 3), c = come(2, 3);
+    assert_true(gather(a, "x", 0));
+    fe_meeting_leave(m, b);
+    assert_int_equal(error_of(a), FERRY_TIMEOUT);
+    said[a].n = 0;
+    fe_meeting_leave(m, a);
+    assert_true(gather(c, "x", 0));
+    assert_int_equal(error_of(c), FERRY_TIMEOUT);
+    assert_non_null(strstr(only(c, FE_ERROR, 4), "rank 1 went away"));
+}
+
 static void test_a_full_house(void **state) {
     (void)state;
     for (int i = 0; i < FE_GUESTS; i++) assert_int_equal(fe_meeting_enter(m, 0), i);
@@ -348,6 +362,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_sizes_that_differ, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_the_missing_are_named, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_a_rank_that_goes_away, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_a_rank_that_went_away, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_a_full_house, open_meeting, close_meeting),
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_slurm_hosts),
