@@ -3,6 +3,7 @@
 #include "base/num.h"
 #include "base/structs.h"
 #include "exchange/route.h"
+#include "group/calls.h"
 
 #include <stdio.h>
 
@@ -353,6 +354,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_dispatch_in *in, const
 static ferry_status submit(const plan *p, const fe_pass *pass, ferry_dispatch_out *out, ferry_stream *stream) {
     ferry_group *g = p->r->group;
     FE_TRY(fe_flight_await(g, &g->dispatch[p->half], stream));
+    fe_group_calls(g, FE_CALL_DISPATCH, p->r->id);
     FE_TRY(fe_route_submit(g, stream, pass, false));
     g->dispatches = p->epoch;
     g->dispatch[p->half].epoch = p->epoch;

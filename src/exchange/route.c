@@ -1,6 +1,7 @@
 /* Making a route: count, exchange, place (docs/protocol.md, "Route"). */
 #include "exchange/route.h"
 #include "base/structs.h"
+#include "group/calls.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -246,6 +247,7 @@ static ferry_status make(ferry_group *g, ferry_route *r, ferry_stream *stream) {
     fe_pass pass = count_pass(r);
     FE_TRY(fe_route_submit(g, stream, &pass, wait));
     g->routes++;
+    fe_group_calls(g, FE_CALL_ROUTE, fe_route_kind(r));
     uint64_t epoch = fe_needs_exchange(&r->data.shape) ? ++g->exchanges : 0;
     if (epoch) {
         pass = spread_pass(r, epoch);

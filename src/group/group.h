@@ -40,6 +40,9 @@ ferry_status fe_group_ready(ferry_group *group, const char *step);
 /* The stream is NULL or this group's. */
 ferry_status fe_group_own(const ferry_group *group, const ferry_stream *stream, const char *call);
 
+/* "barrier", "allgather" and so on: the meetings of meet.c by their numbers. */
+const char *fe_meeting_name(uint64_t kind);
+
 /* Keeps order between streams: what `flight` last did on another stream is over before `stream` (or, NULL, this thread) goes on. */
 ferry_status fe_flight_await(ferry_group *group, fe_flight *flight, ferry_stream *stream);
 /* Notes that a half of the flight has been put on the stream. */
