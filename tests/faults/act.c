@@ -33,10 +33,11 @@ static bool goes_on(const plan *p) {
     return p->fault == FAULT_pause || p->fault == FAULT_delay;
 }
 
-static void strike(const act *a, int64_t after_us) {
+static void strike(act *a, int64_t after_us) {
     const plan *p = a->plan;
     int number = p->fault == FAULT_kill ? SIGKILL : SIGSTOP;
     have_acted(a);
+    a->struck_ms = ranks_now_ms();
     if (goes_on(p)) signal_after(SIGCONT, after_us + p->amount * 1000);
     if (after_us)
         signal_after(number, after_us);
@@ -47,7 +48,7 @@ static void strike(const act *a, int64_t after_us) {
 /* ---- in the middle of a note ---- */
 
 typedef struct ambush {
-    const act *act;
+    act *act;
     const fe_heap *heap;
     fe_kind kind;
     int owner;
@@ -164,29 +165,30 @@ static void get_stuck(const act *a, exchange *x, bool meeting) {
     if (!x->stream || meeting || ferry_stream_call(x->stream, be_stuck, argument) != FERRY_OK) be_stuck(&ms);
 }
 
-static ferry_status another(exchange *x, const char *name) {
+/* In the place of the last meeting, which has no stream, without one, too. */
+static ferry_status another(exchange *x, const char *name, ferry_stream *stream) {
     flight *f = &x->flight[0];
     void *memory = NULL;
-    if (strcmp(name, "barrier") == 0) return ferry_barrier(x->group, x->stream);
+    if (strcmp(name, "barrier") == 0) return ferry_barrier(x->group, stream);
     if (strcmp(name, "heap_alloc") == 0) return ferry_heap_alloc(x->group, 64, &memory);
     if (strcmp(name, "allgather") == 0) {
         char *all = exchange_own(x, (size_t)x->c->ranks * 8);
-        return ferry_allgather(x->group, all, all, 8, x->stream);
+        return ferry_allgather(x->group, all, all, 8, stream);
     }
     if (strcmp(name, "route_create") == 0) {
         ferry_route *second; /* the group's, and gone with it */
-        return ferry_route_create(x->group, &x->route_config, &second, x->stream);
+        return ferry_route_create(x->group, &x->route_config, &second, stream);
     }
     if (strcmp(name, "dispatch") == 0 && x->route) {
         ferry_dispatch_out out = FERRY_DISPATCH_OUT_INIT;
-        return ferry_dispatch(x->route, &f->in, &out, &f->options, x->stream);
+        return ferry_dispatch(x->route, &f->in, &out, &f->options, stream);
     }
     if (strcmp(name, "combine") == 0 && x->route) {
         ferry_combine_in in = FERRY_COMBINE_IN_INIT;
         ferry_combine_out out = FERRY_COMBINE_OUT_INIT;
         ferry_status status = ferry_combine_buffer(x->route, FERRY_BF16, 16, &in.rows);
         out.rows = ferry_tensor_2d(exchange_own(x, (size_t)x->tokens * 32), FERRY_BF16, x->tokens, 16);
-        return status == FERRY_OK ? ferry_combine(x->route, &in, &out, NULL, x->stream) : status;
+        return status == FERRY_OK ? ferry_combine(x->route, &in, &out, NULL, stream) : status;
     }
     return FERRY_OK; /* "nothing" */
 }
@@ -207,11 +209,12 @@ static bool begin(act *a, exchange *x, const char *name, ferry_status *status) {
         return false;
     }
     have_acted(a);
+    x->careless = p->fault == FAULT_wrong || p->fault == FAULT_differ;
     switch (p->fault) {
     case FAULT_stuck: get_stuck(a, x, strcmp(name, "barrier") == 0); break;
     case FAULT_leave: *status = leave(x); return true;
     case FAULT_abort: ferry_group_abort(x->group); break;
-    case FAULT_wrong: *status = another(x, p->detail); return true;
+    case FAULT_wrong: *status = another(x, p->detail, strcmp(name, "barrier") == 0 ? NULL : x->stream); return true;
     case FAULT_differ:
         if (!act_differ(x, p->detail, making, strcmp(name, "route_create") == 0, strncmp(name, "dispatch", 8) == 0))
             ranks_fail(a->env, "%s has no %s that could differ", name, p->detail);
@@ -235,9 +238,10 @@ static bool begin(act *a, exchange *x, const char *name, ferry_status *status) {
 /* A fault that waits for something that did not come (a note that this case does not know, a timer that is late) comes with the last
  * meeting, so that no run is without it. */
 static bool last_chance(const act *a, const char *name) {
-    bool deadly = plan_lost(a->plan) == VICTIM_DEAD;
-    bool pending = deadly ? true : *a->plan->note && !ranks_words(a->env)[WORD_ACTED];
-    return pending && strcmp(name, "barrier") == 0 && a->step == a->plan->steps - 1;
+    const plan *p = a->plan;
+    if (strcmp(name, "barrier") != 0 || a->step != p->steps - 1) return false;
+    if (plan_lost(p) == VICTIM_DEAD) return true;
+    return goes_on(p) && (!a->struck_ms || ranks_now_ms() < a->struck_ms + p->amount);
 }
 
 bool act_before(exchange *x, const char *call, ferry_status *status) {
@@ -246,7 +250,7 @@ bool act_before(exchange *x, const char *call, ferry_status *status) {
     char name[32];
     if (strncmp(call, "ferry_", 6) != 0) return false;
     snprintf(name, sizeof name, "%.*s", (int)strcspn(call + 6, "("), call + 6);
-    if (last_chance(a, name) && !(goes_on(p) && ranks_words(a->env)[WORD_ACTED])) {
+    if (last_chance(a, name)) {
         strike(a, 0);
         return false;
     }

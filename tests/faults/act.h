@@ -13,6 +13,7 @@ typedef struct act {
     int step; /* that the rank is in */
     int seen; /* calls of the plan's name in this step */
     bool begun;
+    int64_t struck_ms;
     _Atomic bool over;
     bool retried; /* a call that failed for want of memory was made again */
     struct middle *middle;

@@ -7,10 +7,11 @@ static bool is(const char *a, const char *b) {
 
 /* The rows of `t` become narrower, and stay where they are. */
 static void narrow(ferry_tensor *t, int64_t columns) {
-    int64_t row = t->strides[0] || t->strides[1] ? t->strides[0] : t->shape[1];
+    if (t->strides[0] == 0 && t->strides[1] == 0) {
+        t->strides[0] = t->shape[1];
+        t->strides[1] = 1;
+    }
     t->shape[1] = columns;
-    t->strides[0] = row;
-    t->strides[1] = 1;
 }
 
 static bool differ_group(ferry_group_config *c, const char *detail) {

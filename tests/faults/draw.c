@@ -105,6 +105,7 @@ static void draw_difference(plan *p, uint64_t *s) {
     c->copies = 0;
     if (c->topk < 2) c->topk = 2;
     if (c->tokens < 4) c->tokens = 4;
+    if (strcmp(p->detail, "rank_capacity") == 0 && c->layout == FERRY_LAYOUT_SLOTS) c->layout = FERRY_LAYOUT_RANK;
     if (strcmp(p->detail, "packed") == 0) {
         c->mode = FERRY_LATENCY;
         c->layout = chance(s, 50) ? FERRY_LAYOUT_RANK : FERRY_LAYOUT_SLOTS;
@@ -152,8 +153,11 @@ plan plan_draw(uint64_t seed) {
     case FAULT_wrong: draw_wrong(&p, &s); break;
     case FAULT_differ: draw_difference(&p, &s); break;
     case FAULT_memory: snprintf(p.call, sizeof p.call, "%s", chance(&s, 50) ? "group_create" : "route_create"); break;
-    case FAULT_file_size:
-    case FAULT_descriptors: snprintf(p.call, sizeof p.call, "group_create"); break;
+    case FAULT_descriptors: /* of rank 0's process, the meeting place takes them */
+        if (p.victim == 0) p.victim = 1;
+        snprintf(p.call, sizeof p.call, "group_create");
+        break;
+    case FAULT_file_size: snprintf(p.call, sizeof p.call, "group_create"); break;
     case FAULT_flip:
     case FAULT_cut:
         snprintf(p.call, sizeof p.call, "group_create");
@@ -163,7 +167,8 @@ plan plan_draw(uint64_t seed) {
     case FAULT_shut:
     case FAULT_hole: /* connections are made by the first step */
         p.step = 1;
-        at_call(&p, &s, false);
+        do at_call(&p, &s, false);
+        while (strcmp(p.call, "barrier") == 0);
         break;
     default: at_call(&p, &s, false); break;
     }

@@ -118,13 +118,12 @@ static bool judge_victim(const exchange *x, const act *a, bool passed, int64_t t
     const plan *p = a->plan;
     rank_env *env = x->env;
     if (!passed && !*x->sentence && p->fault != FAULT_leave) return ranks_fail(env, "an error without a sentence");
-    if (passed && (p->fault == FAULT_differ || p->fault == FAULT_wrong))
+    if (passed && (p->fault == FAULT_differ || p->fault == FAULT_wrong || p->fault == FAULT_hole))
         return ranks_fail(env, "the victim's steps all passed");
     bool late = plan_lost(p) == VICTIM_LATE || p->fault == FAULT_pause;
     if (!passed && !late && took_ms > p->deadline_ms + LATE_MS)
         return ranks_fail(env, "%s returned after %lld ms", x->call, (long long)took_ms);
-    if (a->refused != FERRY_OK && a->refused != FERRY_NOMEM && a->refused != FERRY_SYSTEM &&
-        !(plan_verdict(p).statuses >> a->refused & 1))
+    if (a->refused != FERRY_OK && a->refused != FERRY_NOMEM && a->refused != FERRY_SYSTEM)
         return ranks_fail(env, "a call without means gave %s: %s", ferry_status_name(a->refused), ferry_last_error());
     return true;
 }
@@ -216,6 +215,9 @@ static bool fault_rank(rank_env *env) {
     bool good = live_with_fault(env, r, &id, &x);
     exchange_end(x);
     ranks_step(env, "looking for leaks");
+    /* A connection that a neighbour was just making anew when this rank left: libfabric 1.17 (tcp;ofi_rxm) has accepted it, and closes its
+     * endpoint without it. */
+    if (r->plan->fault == FAULT_shut) before.fds += r->plan->hosts - 1;
     if (!good || !ranks_no_leak(env, before)) return false;
     if (!all && r->number_of[env->rank] < 0) return true;
     return live_on(env, r) && meet(env, 1, r->alive) && ranks_no_leak(env, before);

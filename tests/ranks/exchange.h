@@ -40,7 +40,8 @@ struct exchange {
     int steps; /* of one group beyond the first: what its heap is to hold */
     /* For tests in which calls fail: with `before` set, a call that does ends the step and fails no check. */
     exchange_before_fn before;
-    void *hand; /* before's own */
+    void *hand;    /* before's own */
+    bool careless; /* what comes of its calls is not compared: it asked for something else than the case says */
     const char *call;
     int64_t began_ms; /* of the last call */
     ferry_status status;
