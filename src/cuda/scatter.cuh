@@ -78,7 +78,7 @@ FE_DEVICE void fe_write_weight(const fe_cuda_args &a, const fe_board &b, int tok
 FE_DEVICE void fe_write_topk(const fe_cuda_args &a, const fe_board &b, int token, fe_cuda_place to, uint32_t places) {
     const fe_shape &shape = a.route.shape;
     if (to.slot >= 0)
-        ((int32_t *)fe_board_at(b, to.rank, FE_AT_SOURCE))[to.slot] =
+        ((int32_t *)(b.space[to.rank] + a.pass.scatter.source_at))[to.slot] =
             (int32_t)(shape.rank * (int64_t)shape.max_tokens + token);
     if (shape.layout == FERRY_LAYOUT_RANK)
         fe_write_ids(a, b, token, to, places);

@@ -1,6 +1,7 @@
 /* Making a route: count, exchange, place (docs/protocol.md, "Route"). */
 #include "exchange/route.h"
 #include "base/structs.h"
+#include "group/calls.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -174,6 +175,13 @@ static uint64_t kind_of(const ferry_route *r) {
            (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32 | (uint64_t)s->renormalise << 40;
 }
 
+uint64_t fe_route_kind(const ferry_route *r) {
+    const fe_shape *s = &r->data.shape;
+    return (uint64_t)s->layout | (uint64_t)s->mode << 3 | (uint64_t)s->overflow << 4 | (uint64_t)s->packed << 5 |
+           (uint64_t)(r->data.table.weights != NULL) << 6 | (uint64_t)s->topk << 7 |
+           (uint64_t)fe_needs_exchange(s) << 14;
+}
+
 static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
     const fe_shape *s = &r->data.shape;
     memset(word, 0, FE_CELL_WORDS * sizeof *word);
@@ -242,6 +250,7 @@ static ferry_status make(ferry_group *g, ferry_route *r, ferry_stream *stream) {
     fe_pass pass = count_pass(r);
     FE_TRY(fe_route_submit(g, stream, &pass, wait));
     g->routes++;
+    fe_group_calls(g, FE_CALL_ROUTE, fe_route_kind(r));
     uint64_t epoch = fe_needs_exchange(&r->data.shape) ? ++g->exchanges : 0;
     if (epoch) {
         pass = spread_pass(r, epoch);

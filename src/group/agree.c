@@ -1,6 +1,7 @@
 /* Going on without a rank, and with it again: who is of the group is agreed upon (watch/council.h), and then everything that steps have
  * left behind is forgotten, so that an era begins as a group does. */
 #include "group/group.h"
+#include "watch/calls.h"
 #include "watch/council.h"
 
 static bool is_masked(const void *heap, int rank) {
@@ -39,6 +40,7 @@ static ferry_status adopt(ferry_group *g, const fe_verdict *v) {
     for (int r = 0; r < g->ranks; r++)
         if (fe_heap_masked(&e->heap, r)) fe_watch_mask(&e->heap, r);
     atomic_store(&fe_heap_control(&e->heap, g->rank)->failed, 0);
+    fe_calls_forget(&e->heap);
     fe_fault_clear(&e->fault);
     return fe_watch_resume(&e->heap) ? FERRY_OK : fe_watch_aborted(&e->heap);
 }

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "boot/place.h"
 #include "device/core.h"
+#include "group/calls.h"
 #include "group/config.h"
 
 #include <stdlib.h>
@@ -63,6 +64,7 @@ static ferry_status settle_in(ferry_group *g) {
     fe_engine *e = &g->engine;
     int64_t threads;
     FE_TRY(fe_watch_init(&e->watch, &e->heap, g->config.timeout_ms));
+    if (!e->device->stream_captured) e->watch.describe = fe_call_describe;
     FE_TRY(find_threads(g, &threads));
     FE_TRY(cache_limit(e->heap.near_ranks, &g->stream_bytes));
     e->threads = (int)threads;

@@ -46,6 +46,9 @@ ferry_status fe_group_own(const ferry_group *group, const ferry_stream *stream, 
 /* What went wrong beside the calls, into the group's fault. */
 void fe_group_look(ferry_group *group);
 
+/* "barrier", "allgather" and so on: the meetings of meet.c by their numbers. */
+const char *fe_meeting_name(uint64_t kind);
+
 /* Keeps order between streams: what `flight` last did on another stream is over before `stream` (or, NULL, this thread) goes on. */
 ferry_status fe_flight_await(ferry_group *group, fe_flight *flight, ferry_stream *stream);
 /* Notes that a half of the flight has been put on the stream. */

@@ -45,8 +45,10 @@ static ferry_status make_own(fe_heap *heap) {
         return fe_fail_errno("rank %d: drawing the number of its heap", heap->rank);
     heap->fd = memfd_create("ferry-heap", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (heap->fd < 0) return fe_fail_errno("rank %d: memfd_create of the symmetric heap", heap->rank);
-    if (fchmod(heap->fd, S_IRUSR | S_IWUSR) != 0 || ftruncate(heap->fd, (off_t)heap->bytes) != 0)
-        return fe_fail_errno("rank %d: sizing the symmetric heap to %zu bytes", heap->rank, heap->bytes);
+    if (fchmod(heap->fd, S_IRUSR | S_IWUSR) != 0)
+        return fe_fail_errno("rank %d: closing the symmetric heap to other users", heap->rank);
+    errno = fe_file_resize(heap->fd, (int64_t)heap->bytes);
+    if (errno) return fe_fail_errno("rank %d: sizing the symmetric heap to %zu bytes", heap->rank, heap->bytes);
     /* Nobody may cut the file under a mapping: that would turn a peer's store into SIGBUS. */
     if (fcntl(heap->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
         return fe_fail_errno("rank %d: sealing the symmetric heap", heap->rank);

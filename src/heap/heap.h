@@ -24,6 +24,8 @@
 #define FE_CACHE_LINE 64
 #define FE_SCRATCH    65536
 
+enum { FE_CALLS = 32 };
+
 /* Why a rank waits no more: the group ended; it alone leaves; a rank asks for an agreement; the others go on without it. */
 typedef enum fe_why { FE_GOES_ON, FE_GROUP_ABORTED, FE_GAVE_UP, FE_RECALLED, FE_MASKED } fe_why;
 
@@ -38,9 +40,11 @@ typedef struct fe_control {
     _Alignas(FE_CACHE_LINE) _Atomic uint64_t aborted;
     _Alignas(
         FE_CACHE_LINE) _Atomic uint32_t waiting; /* threads of this rank that wait for other ranks, past spinning */
-    _Atomic uint32_t failed; /* a wait of this rank has ended in an error: it is late for a reason */
-    _Atomic uint32_t lost;   /* rank + 1 of a far rank that this rank's network has given up */
-    _Atomic int32_t holders; /* others that map its space, where the space is not held by whoever maps it */
+    _Atomic uint32_t failed;         /* a wait of this rank has ended in an error: it is late for a reason */
+    _Atomic uint32_t lost;           /* rank + 1 of a far rank that this rank's network has given up */
+    _Atomic uint64_t calls;          /* collective calls that this rank has made ... */
+    _Atomic uint64_t call[FE_CALLS]; /* ... and the last of them (watch/calls.h) */
+    _Atomic int32_t holders;         /* others that map its space, where the space is not held by whoever maps it */
     _Alignas(FE_CACHE_LINE) fe_council council;
 } fe_control;
 

@@ -1,5 +1,6 @@
 /* Who is late, and whose fault it is: a rank that waits itself is not to blame for being late. */
 #include "base/log.h"
+#include "watch/calls.h"
 #include "watch/watch.h"
 
 #include <errno.h>
@@ -14,6 +15,20 @@ static bool cell_reached(const void *what) {
     const awaited *a = what;
     /* Sequentially consistent, which includes acquire: see sleep_on_bell. A plain load on x86-64, ldar on aarch64. */
     return atomic_load(&a->cell->epoch) >= a->epoch;
+}
+
+#define LOOK_NS 50000000 /* a rank that is so late may have gone another way */
+
+/* Waits for one rank's cell. *differs: it has made another call than this rank, and will not come. */
+static fe_waited await_cell(const fe_watch *watch, const awaited *a, int rank, int64_t deadline, const char *step,
+                            ferry_status *differs) {
+    for (int64_t now = fe_now_ns();; now = fe_now_ns()) {
+        bool last = deadline - now <= LOOK_NS;
+        fe_waited waited = fe_watch_wait(watch, cell_reached, a, last ? deadline : now + LOOK_NS);
+        if (waited != FE_LATE) return waited;
+        *differs = fe_calls_compare(watch, rank, step);
+        if (*differs != FERRY_OK || last) return FE_LATE;
+    }
 }
 
 /* State letter of /proc/PID/stat (proc(5)): after the last ')' of the command name. */
@@ -118,7 +133,9 @@ ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint6
         awaited a = {fe_heap_cell(heap, heap->rank, kind, half, r), epoch};
         if (cell_reached(&a)) continue;
         if (!deadline) deadline = fe_now_ns() + watch->timeout_ns;
-        fe_waited waited = fe_watch_wait(watch, cell_reached, &a, deadline);
+        ferry_status differs = FERRY_OK;
+        fe_waited waited = await_cell(watch, &a, r, deadline, step, &differs);
+        if (differs != FERRY_OK) return differs;
         if (waited == FE_LATE) {
             uint64_t seen[FERRY_MAX_RANKS] = {0};
             for (int i = 0; i < heap->ranks; i++)

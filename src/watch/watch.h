@@ -12,6 +12,8 @@ typedef struct fe_watch {
     /* What the network has to say of a far rank; NULL: nothing, or there is no network. The text lives as long as `far`. */
     const char *(*trouble)(const void *far, int rank);
     const void *far;
+    /* Puts a collective call in words (watch/calls.h). NULL: none are kept. */
+    void (*describe)(uint64_t call, char *text, size_t size);
 } fe_watch;
 
 /* Reads FERRY_SPIN. */
