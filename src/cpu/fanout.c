@@ -67,7 +67,7 @@ static int64_t room_of(const job *j, int rank) {
         bool used;
     } part[] = {{word[FE_AT_ROWS], strides >> 32, true},
                 {word[FE_AT_SCALES], strides & 0xffffffffu, j->pass->scatter.scale_bytes != 0},
-                {word[FE_AT_SOURCE], 4, topk},
+                {j->pass->scatter.source_at, 4, topk},
                 {word[FE_AT_IDS], each, topk && by_rank},
                 {word[FE_AT_WEIGHTS], each, topk && j->pass->route->table.weights}};
     uint64_t room = INT64_MAX;
@@ -168,7 +168,7 @@ ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass) {
         .crew = crew, .pass = pass, .far = &pass->route->far, .stride = (size_t)pass->await.word[FE_LANDED_STRIDE]};
     for (int i = 0; i < heap->hosts.each; i++) {
         int r = fe_hosts_rank(&heap->hosts, heap->hosts.mine, i);
-        j->target[r] = fe_target_read(heap, pass->half, r);
+        j->target[r] = fe_target_read(heap, pass, r);
         j->target[r].room = room_of(j, r);
     }
     for (int h = 0; h < heap->hosts.count; h++) {

@@ -78,7 +78,7 @@ FE_DEVICE void fe_write_weight(const fe_cuda_args &a, const fe_board &b, int tok
 FE_DEVICE void fe_write_topk(const fe_cuda_args &a, const fe_board &b, int token, fe_cuda_place to, uint32_t places) {
     const fe_shape &shape = a.route.shape;
     if (to.slot >= 0)
-        ((int32_t *)fe_board_at(b, to.rank, FE_AT_SOURCE))[to.slot] =
+        ((int32_t *)(b.space[to.rank] + a.pass.scatter.source_at))[to.slot] =
             (int32_t)(shape.rank * (int64_t)shape.max_tokens + token);
     if (shape.layout == FERRY_LAYOUT_RANK)
         fe_write_ids(a, b, token, to, places);
@@ -172,7 +172,7 @@ FE_DEVICE void fe_write_tails(const fe_cuda_args &a) {
     bool by_rank = shape.layout == FERRY_LAYOUT_RANK;
     for (int i = (int)threadIdx.x; i < w.ranks * width; i += (int)blockDim.x) {
         int r = i / width, u = i - r * width, first = by_rank ? r : w.map.rank_first[r];
-        if (u >= (by_rank ? 1 : fe_map_local(&w.map, r))) continue;
+        if (fe_masked(w, r) || u >= (by_rank ? 1 : fe_map_local(&w.map, r))) continue;
         int32_t *tails = (int32_t *)(w.space[r] + a.pass.scatter.tails_at);
         tails[((size_t)a.pass.half * w.ranks + w.rank) * width + u] = a.route.scratch.keep[first + u];
     }

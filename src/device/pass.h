@@ -50,8 +50,8 @@ typedef struct fe_route_data {
 } fe_route_data;
 
 /* Words of a READY note: where the receiver wants things, as offsets into its heap. */
-enum { FE_AT_ROWS, FE_AT_SCALES, FE_AT_SOURCE, FE_AT_IDS, FE_AT_WEIGHTS, FE_AT_STRIDES, FE_AT_FORMAT };
-/* FE_AT_STRIDES: bytes from row to row, and from one row's scales to the next. */
+enum { FE_AT_ROWS, FE_AT_SCALES, FE_AT_ROUTE, FE_AT_IDS, FE_AT_WEIGHTS, FE_AT_STRIDES, FE_AT_FORMAT };
+/* FE_AT_ROUTE: what kind of route it is, the same on all ranks. FE_AT_STRIDES: bytes from row to row, and from one row's scales to the next. */
 static inline uint64_t fe_strides(uint64_t row, uint64_t scale) {
     return row << 32 | scale;
 }
@@ -81,6 +81,7 @@ typedef struct fe_scatter { /* dispatch, sending side */
     bool topk;                     /* deliver source, ids, weights */
     int64_t stream_bytes;          /* a step that writes more than this writes past the cache */
     uint64_t tails_at;             /* heap offset of [2][ranks][most_local] int32: counts that come with the rows */
+    uint64_t source_at;            /* and of [rows] int32, the same on every rank: where each row came from */
 } fe_scatter;
 
 typedef struct fe_deliver { /* dispatch, receiving side. A copy is made where `to` is set. */

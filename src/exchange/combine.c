@@ -1,6 +1,7 @@
 /* Combine: experts' rows back to their tokens' owners, who pull and sum them (docs/protocol.md, "Combine"). */
 #include "base/structs.h"
 #include "exchange/route.h"
+#include "group/calls.h"
 
 typedef struct plan {
     ferry_route *r;
@@ -252,6 +253,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_combine_in *in, const 
 static ferry_status submit(const plan *p, const fe_pass *pass, ferry_stream *stream) {
     ferry_group *g = p->r->group;
     FE_TRY(fe_flight_await(g, &g->combine[p->half], stream));
+    fe_group_calls(g, FE_CALL_COMBINE, p->r->id);
     FE_TRY(fe_route_submit(g, stream, pass, false));
     g->combines = p->epoch;
     g->combine[p->half].epoch = p->epoch;

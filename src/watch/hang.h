@@ -6,10 +6,6 @@
 #include "watch/watch.h"
 #include <stdio.h>
 
-typedef enum fe_fate { FE_ALIVE, FE_STOPPED, FE_GONE } fe_fate;
-/* Of a process; FE_ALIVE where we may not look. */
-fe_fate fe_process_fate(int pid);
-
 /* snap[count]: ranks of one group, ascending; those that are missing live elsewhere, or no more. */
 void fe_hang_print(FILE *to, const fe_snap *snap, int count);
 
