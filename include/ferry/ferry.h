@@ -405,6 +405,11 @@ typedef enum ferry_overflow {
                                  they add nothing */
 } ferry_overflow;
 
+typedef enum ferry_order {
+    FERRY_ORDER_RANK = 0,  /* ranks ascending */
+    FERRY_ORDER_CHOICE = 1 /* each rank where the last of the token's choices stands that went there */
+} ferry_order;
+
 #define FERRY_MAGIC_ROUTE_CONFIG 0x464752544543464full
 
 typedef struct ferry_route_config {
@@ -423,6 +428,7 @@ typedef struct ferry_route_config {
     ferry_overflow overflow;
     int packed; /* 1: LATENCY: rows of RANK and SLOTS lie packed as in THROUGHPUT, for which counts are exchanged, on a stream without a
                    host wait. The same on every rank */
+    ferry_order order; /* RANK: in which order an unweighted combine sums a token's rows. The same on every rank */
 } ferry_route_config;
 
 static inline ferry_route_config ferry_route_config_init(void) {
@@ -580,7 +586,7 @@ FERRY_API ferry_status ferry_dispatch_recv(ferry_route *route, ferry_dispatch_ou
  * Combine: expert outputs back to the tokens' owners, summed
  *
  * With y(c) the row that choice c's expert rank returned for the token, all sums in float32, starting from bias[0] + bias[1] or 0:
- *   unweighted  RANK: sum over the distinct ranks, ascending; EXPERT, SLOTS: over the distinct experts, in choice order
+ *   unweighted  RANK: sum over the distinct ranks, in the route's order; EXPERT, SLOTS: over the distinct experts, in choice order
  *   weighted    sum over the choices c, in order, acc = fma(w(c), y(c), acc)
  * and one rounding to the output's dtype. Over several hosts: first the terms on the owner's own host, so; then for each other host,
  * ascending, one row, which is the sum of its terms alone, so, from 0, rounded once to the dtype of in.rows. Choices that are -1 or dropped add nothing. A token without any gives bias or 0.

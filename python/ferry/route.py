@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LAYOUTS = {"rank": _c.LAYOUT_RANK, "expert": _c.LAYOUT_EXPERT, "slots": _c.LAYOUT_SLOTS}
 _MODES = {"throughput": _c.THROUGHPUT, "latency": _c.LATENCY}
 _OVERFLOWS = {"error": _c.OVERFLOW_ERROR, "drop": _c.OVERFLOW_DROP}
+_ORDERS = {"rank": _c.ORDER_RANK, "choice": _c.ORDER_CHOICE}
 _CASTS = {
     None: _c.CAST_NONE,
     "e4m3": _c.CAST_E4M3,
@@ -70,6 +71,8 @@ class Route:
         expert_capacity: EXPERT, SLOTS: the most rows a local expert takes in; 0: no limit.
         rank_capacity: RANK, EXPERT: the most row slots a rank takes in; 0: the group's max_recv_rows.
         packed: "latency": rows of RANK and SLOTS lie packed as in "throughput", for which counts are exchanged.
+        order: RANK: in which order an unweighted combine sums a token's rows. "rank": ranks ascending. "choice": each rank where
+            the last of the token's choices stands that went there.
         overflow: "error" (CapacityError on all ranks), or "drop": the last rows are left out, and counted.
         stream: see `Group.stream`. None: complete on return; for CUDA tensors of PyTorch its current stream.
 
@@ -95,6 +98,7 @@ class Route:
         rank_capacity: int = 0,
         overflow: str = "error",
         packed: bool = False,
+        order: str = "rank",
         stream: StreamLike = None,
     ):
         keep: List[Any] = []
@@ -106,7 +110,7 @@ class Route:
         config.mode = choose(_MODES, mode, "mode")
         config.expert_alignment, config.expert_capacity = expert_alignment, expert_capacity
         config.rank_capacity, config.overflow = rank_capacity, choose(_OVERFLOWS, overflow, "overflow")
-        config.packed = int(packed)
+        config.packed, config.order = int(packed), choose(_ORDERS, order, "order")
         pointer = C.c_void_p()
         where = group._stream(stream, topk_idx)
         group._sweep()
@@ -184,7 +188,7 @@ class Route:
                 dispatch after this one begins on this rank; counts and starts are always arrays of the caller's own.
                 False: so are all.
             topk: False: topk_idx, topk_weights and source are not delivered.
-            zero_padding: EXPERT: rows between an expert's last row and the next block are set to zero. Where the host does
+            zero_padding: EXPERT: rows between an expert's last row and the next block are set to zero, and new scales are zero there. Where the host does
                 not know the counts, and in SLOTS, new arrays are zero, weights too, where there is no row.
             stream: as for `Route`.
 
@@ -366,7 +370,7 @@ class _Dispatch:
             for name, (shape, code) in self._wanted(scales, cast, topk).items():
                 # A view of the tables would be the route's memory, which nothing would keep.
                 if self.made.get(name) is None and (not view or name in ("counts", "starts")):
-                    blank = gaps and name in ("rows", "scales", "topk_weights")
+                    blank = pad and name == "scales" or gaps and name in ("rows", "topk_weights")
                     self.made[name] = self.arrays.empty(shape, code, x, blank)
                 if self.made.get(name) is None:
                     self.made[name] = self  # a view: its place is known after the call

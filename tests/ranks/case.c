@@ -60,6 +60,7 @@ xcase case_draw(uint64_t seed, bool processes) {
     c.skip_topk = chance(&s, 15);
     c.zero_pad = chance(&s, 40);
     c.packed = chance(&s, 40);
+    c.order = chance(&s, 40);
     case_fix(&c);
     return c;
 }
@@ -96,6 +97,7 @@ void case_fix(xcase *c) {
     if (c->layout == FERRY_LAYOUT_RANK) c->expert_cap = 0;
     if (c->layout == FERRY_LAYOUT_SLOTS) c->rank_cap = 0;
     if (c->mode != FERRY_LATENCY || c->layout == FERRY_LAYOUT_EXPERT) c->packed = 0;
+    if (c->layout != FERRY_LAYOUT_RANK) c->order = 0;
     if (c->dtype != FERRY_BF16) c->cast = 0;
     int64_t unit = c->dtype == FERRY_BYTES || c->dtype == FERRY_E4M3 ? 16 : 8; /* rows of 16 bytes' multiples */
     if (c->dtype == FERRY_FP32 && c->in_type == FERRY_FP32) unit = 4;

@@ -49,7 +49,8 @@
     X(rounds, 1)     /* dispatches and combines on one route */                                               \
     X(skip_topk, 0)                                                                                           \
     X(zero_pad, 0)                                                                                            \
-    X(packed, 0) /* 1: LATENCY: rows packed */
+    X(packed, 0) /* 1: LATENCY: rows packed */                                                                \
+    X(order, 0)  /* ferry_order */
 
 typedef struct xcase {
 #define CASE_FIELD(name, smallest) int64_t name;

@@ -204,6 +204,7 @@ static bool make_route(exchange *x, bool *overflow) {
     cfg.rank_capacity = c->rank_cap;
     cfg.overflow = (ferry_overflow)c->drop;
     cfg.packed = (int)c->packed;
+    cfg.order = (ferry_order)c->order;
     ranks_step(x->env, "ferry_route_create");
     ferry_status status = ferry_route_create(x->group, &cfg, &x->route, x->stream);
     *overflow = !c->drop && oracle_dropped(x->d->oracle[0]) > 0;

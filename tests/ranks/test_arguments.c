@@ -203,6 +203,7 @@ static bool wrong_routes(rank_env *env, world *w) {
     WRONG_ROUTE("expert_capacity", cfg.expert_capacity = -1);
     WRONG_ROUTE("rank_capacity", cfg.rank_capacity = -1);
     WRONG_ROUTE("packed", cfg.packed = 2);
+    WRONG_ROUTE("order", cfg.order = (ferry_order)2);
     WRONG_ROUTE("overflow", cfg.overflow = (ferry_overflow)2);
     REFUSED(env, "", ferry_route_create(NULL, &w->route, &route, NULL));
     REFUSED(env, "", ferry_route_create(w->g, NULL, &route, NULL));

@@ -64,6 +64,16 @@ def hash_tensor(t: torch.Tensor) -> int:
     return int(t.contiguous().view(-1).view(torch.int32).sum(dtype=torch.int64).item())
 
 
+def hash_tensors(*tensors: Any) -> int:
+    value = 0
+    for t in tensors:
+        if isinstance(t, (tuple, list)):
+            value ^= hash_tensors(*t)
+        elif t is not None:
+            value ^= hash_tensor(t)
+    return value
+
+
 def count_bytes(*tensors: Any) -> int:
     total = 0
     for t in tensors:
