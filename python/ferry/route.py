@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _array, _c, errors
 from ._c import lib
-from ._stream import StreamLike
+from ._stream import StreamLike, drop
 
 if TYPE_CHECKING:
     from .group import Group
@@ -279,7 +279,7 @@ class Route:
         if pointer is not None:
             self.group._retire(pointer, self._used, self._captured)
 
-    def _abandon(self, held: Any) -> None:
+    def _abandon(self) -> None:
         self._pointer = None  # freed with the group
 
     def __enter__(self) -> "Route":
@@ -289,10 +289,7 @@ class Route:
         self.close()
 
     def __del__(self) -> None:
-        # Any thread may drop the last reference (autograd's, the garbage collector's), while the group's own is in a call.
-        pointer, self._pointer = getattr(self, "_pointer", None), None
-        if pointer is not None:
-            self.group._dropped.append((pointer, self._used, self._captured))
+        drop(self, "route", (getattr(self, "_used", None), getattr(self, "_captured", True)))
 
     def __repr__(self) -> str:
         return (
@@ -355,6 +352,7 @@ class _Dispatch:
         group = route.group
         self.route, self.x = route, x
         self.where = group._stream(stream, x)
+        self.on = group._streams.get(self.where or 0)  # which its second half may need
         self.keep: List[Any] = []
         self.into, self.out = _c.DispatchIn(), _c.DispatchOut()
         self.into.rows = _array.describe(x, group._where, "x", self.keep)
@@ -438,6 +436,7 @@ class _Combine:
             if b is not None:
                 self.options.bias[i] = _array.describe(b, group._where, f"bias[{i}]", self.keep)
         self.where = group._stream(stream, rows)
+        self.on = group._streams.get(self.where or 0)  # which its second half may need
         route._use(self.where)
         self.made: Any = None
         self.weights: Any = None

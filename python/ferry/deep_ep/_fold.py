@@ -34,7 +34,7 @@ def _bags(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """
     n, topk = places.shape
     none = places < 0
-    listed = places.gather(1, none.to(torch.int8).sort(1, stable=True).indices).clamp_(min=0)
+    listed = places.gather(1, none.to(torch.int8).sort(dim=1, stable=True).indices).clamp_(min=0)
     begins = torch.arange(0, n * topk, topk, dtype=places.dtype, device=x.device)
     ends = begins + (topk - none.sum(1, dtype=places.dtype))
     bags = torch.stack((begins, ends), 1).flatten()

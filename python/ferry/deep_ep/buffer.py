@@ -196,8 +196,9 @@ class Buffer:
                 else:
                     counts = self._counts(route, num_tokens_per_expert, topk_idx is not None, expert_alignment)
                 prefix = self._prefix(route, got.counts)
-                made = NormalHandle((prefix, None, None, got.source, is_token_in_rank, None), route)
-            call.touch(rows, scales, topk_idx, topk_weights, got.rows, got.scales, ids, weights, got.source)
+                source = got.source.remainder(route.group.max_tokens)
+                made = NormalHandle((prefix, None, None, source, is_token_in_rank, None), route)
+            call.touch(rows, scales, topk_idx, topk_weights, got.rows, got.scales, ids, weights, *(made or ())[:4])
         recv_scales = got.scales[:, 0] if flat else got.scales
         recv_x = got.rows if scales is None else (got.rows, recv_scales)
         return recv_x, ids, weights, counts, made, call.event
