@@ -1,5 +1,8 @@
 """What the tests of the drop-in for deep_ep share: everybody's inputs, and what must arrive of them."""
 
+import sys
+from contextlib import contextmanager
+
 from harness import DEVICE, draw
 
 EXPERTS, HIDDEN, TOPK, M = 8, 256, 3, 16
@@ -60,3 +63,51 @@ def e4m3(x):
 
     rows = bits(x)[:, :HIDDEN].contiguous()
     return rows.view(getattr(torch, "float8_e4m3fn", torch.uint8))
+
+
+def dequantised(rx, kind):
+    import torch
+
+    if kind == "bf16":
+        return rx.float()
+    rows, scales = rx
+    lead = tuple(rows.shape[:2])
+    if kind == "ue8m0":
+        assert scales.dtype == torch.int32 and tuple(scales.shape) == lead + (HIDDEN // 512 + 1,)
+        exponents = torch.stack([(scales >> (8 * b)) & 255 for b in range(4)], -1).flatten(2)[..., : HIDDEN // 128]
+        factor = torch.pow(2.0, exponents.float() - 127)
+    else:
+        assert scales.dtype == torch.float32 and tuple(scales.shape) == lead + (HIDDEN // 128,)
+        factor = scales
+    assert scales.stride(1) == 1  # column by column
+    values = rows.float() if rows.dtype != torch.uint8 else _e4m3(rows)
+    return values * factor.repeat_interleave(128, -1)
+
+
+def _e4m3(bits):
+    import torch
+
+    table = []
+    for b in range(256):
+        sign, exponent, fraction = b >> 7, (b >> 3) & 15, b & 7
+        value = fraction / 8 * 2.0**-6 if exponent == 0 else (1 + fraction / 8) * 2.0 ** (exponent - 7)
+        table.append(-value if sign else value)
+    return torch.tensor(table)[bits.long()]
+
+
+@contextmanager
+def stand_in():
+    """`import deep_ep` inside it is Ferry's."""
+    import ferry.deep_ep
+
+    def theirs():
+        return [name for name in sys.modules if name.split(".")[0] == "deep_ep"]
+
+    before = {name: sys.modules[name] for name in theirs()}
+    try:
+        sys.modules["deep_ep"] = ferry.deep_ep
+        yield ferry.deep_ep
+    finally:
+        for name in theirs():
+            del sys.modules[name]
+        sys.modules.update(before)

@@ -1,8 +1,6 @@
 """The drop-in for deep_ep as a module: what is not there, hints, helpers. Its calls are in test_deep_ep_*.py."""
 
-import sys
-
-from deep_ep_cases import EXPERTS, HIDDEN, M, buffer_of
+from deep_ep_cases import EXPERTS, HIDDEN, M, buffer_of, stand_in
 from harness import DEVICE, on_ranks, raises, torch_or_skip
 
 import ferry
@@ -34,7 +32,7 @@ def not_here(env):
     with raises(ferry.UnsupportedError, "rank 0 cannot be masked"):
         buffer.low_latency_update_mask_buffer(0, True)
     with raises(ferry.UnsupportedError, "no single buffer"):
-        buffer.get_local_buffer_tensor(torch.int8, use_rdma_buffer=True)
+        buffer.get_local_buffer_tensor(torch.int8, torch.Size([16]))
     buffer.explicitly_destroy = False
     with raises(AssertionError, "explicitly_destroy"):
         buffer.destroy()
@@ -120,11 +118,7 @@ def test_scores():
 
 def test_stands_in_for_deep_ep():
     torch_or_skip()
-    import ferry.deep_ep as mine
-
-    before = {n: m for n, m in sys.modules.items() if n.split(".")[0] == "deep_ep"}
-    try:
-        sys.modules["deep_ep"] = mine
+    with stand_in():
         import deep_ep
         from deep_ep.utils import EventHandle, EventOverlap
 
@@ -138,7 +132,3 @@ def test_stands_in_for_deep_ep():
         with event(release_handle=True):
             pass
         assert calls == [1] and event.event is None
-    finally:
-        for name in [n for n in sys.modules if n.split(".")[0] == "deep_ep"]:
-            del sys.modules[name]
-        sys.modules.update(before)

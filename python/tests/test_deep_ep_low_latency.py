@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from deep_ep_cases import EXPERTS, HIDDEN, M, buffer_of, everybody
+from deep_ep_cases import EXPERTS, HIDDEN, M, buffer_of, dequantised, everybody
 from harness import DEVICE, each, on_ranks, torch_or_skip
 
 
@@ -49,36 +49,6 @@ def low_latency(env, kind, hook, zero_copy):
 def wait(hook, event, receive):
     assert (receive is not None) == hook and (event.event is None) == hook
     receive() if hook else event.current_stream_wait()
-
-
-def dequantised(rx, kind):
-    import torch
-
-    if kind == "bf16":
-        return rx.float()
-    rows, scales = rx
-    lead = tuple(rows.shape[:2])
-    if kind == "ue8m0":
-        assert scales.dtype == torch.int32 and tuple(scales.shape) == lead + (HIDDEN // 512 + 1,)
-        exponents = torch.stack([(scales >> (8 * b)) & 255 for b in range(4)], -1).flatten(2)[..., : HIDDEN // 128]
-        factor = torch.pow(2.0, exponents.float() - 127)
-    else:
-        assert scales.dtype == torch.float32 and tuple(scales.shape) == lead + (HIDDEN // 128,)
-        factor = scales
-    assert scales.stride(1) == 1  # column by column
-    values = rows.float() if rows.dtype != torch.uint8 else _e4m3(rows)
-    return values * factor.repeat_interleave(128, -1)
-
-
-def _e4m3(bits):
-    import torch
-
-    table = []
-    for b in range(256):
-        sign, exponent, fraction = b >> 7, (b >> 3) & 15, b & 7
-        value = fraction / 8 * 2.0**-6 if exponent == 0 else (1 + fraction / 8) * 2.0 ** (exponent - 7)
-        table.append(-value if sign else value)
-    return torch.tensor(table)[bits.long()]
 
 
 def check_slots(env, values, count, handle, x, idx, kind):

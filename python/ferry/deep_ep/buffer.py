@@ -103,7 +103,12 @@ class Buffer:
     def get_local_buffer_tensor(
         self, dtype: torch.dtype, size: Any = None, offset: int = 0, use_rdma_buffer: bool = False
     ) -> torch.Tensor:
-        raise ferry.UnsupportedError("there is no single buffer to look into: each of a Buffer's groups has its own")
+        """An empty tensor, for those who clear the buffer: there is none to look into, each of a Buffer's groups has its own."""
+        if size is not None or offset:
+            raise ferry.UnsupportedError(
+                "there is no single buffer to look into: each of a Buffer's groups has its own"
+            )
+        return torch.empty(0, dtype=dtype, device=_here())
 
     # ---- normal mode ----
 
@@ -275,9 +280,7 @@ class Buffer:
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
         """[collective] Makes the group of these shapes, if there is none yet. There is nothing to clean."""
-        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
-        device = f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu"
-        self._low.group(device, num_max_dispatch_tokens_per_rank, hidden, num_experts)
+        self._low.group(_here(), num_max_dispatch_tokens_per_rank, hidden, num_experts)
 
     def low_latency_dispatch(
         self,
@@ -356,3 +359,9 @@ class Buffer:
     def low_latency_clean_mask_buffer(self) -> None:
         """Unmasks all ranks."""
         self._low.mask.clean()
+
+
+def _here() -> str:
+    """The device of calls that are given no tensor."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu"
