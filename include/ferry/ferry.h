@@ -670,8 +670,10 @@ FERRY_API ferry_status ferry_combine_send(ferry_route *route, const ferry_combin
 FERRY_API ferry_status ferry_combine_recv(ferry_route *route, ferry_combine_out *out, ferry_stream *stream);
 
 /* A view, in the shape that combine wants, of the library's buffer for the group's next combine: experts that write
- * their output there save a copy. Waits (bounded) until the combine before the last has let go of it. */
-FERRY_API ferry_status ferry_combine_buffer(ferry_route *route, ferry_dtype dtype, int64_t columns, ferry_tensor *rows);
+ * their output there save a copy. It may be written when the stream has passed the call, which waits (bounded) until the combine before
+ * the last has let go of it. */
+FERRY_API ferry_status ferry_combine_buffer(ferry_route *route, ferry_dtype dtype, int64_t columns, ferry_tensor *rows,
+                                            ferry_stream *stream);
 
 #ifdef __cplusplus
 }

@@ -247,7 +247,7 @@ FUNCTIONS: Dict[str, Tuple[List[Any], Any]] = {
     "ferry_combine": ([_route, _P(CombineIn), _P(CombineOut), _P(CombineOptions), _stream], _int),
     "ferry_combine_send": ([_route, _P(CombineIn), _P(CombineOptions), _stream], _int),
     "ferry_combine_recv": ([_route, _P(CombineOut), _stream], _int),
-    "ferry_combine_buffer": ([_route, _int, C.c_int64, _P(Tensor)], _int),
+    "ferry_combine_buffer": ([_route, _int, C.c_int64, _P(Tensor), _stream], _int),
 }
 
 _PLAIN = {

@@ -262,14 +262,20 @@ class Route:
         self.group._hold(call.where, call.keep)
         return PendingCombine(call)
 
-    def combine_buffer(self, columns: Optional[int] = None, dtype: Any = "bfloat16", like: Any = None) -> Any:
+    def combine_buffer(
+        self, columns: Optional[int] = None, dtype: Any = "bfloat16", like: Any = None, *, stream: StreamLike = None
+    ) -> Any:
         """A view, in the shape that combine wants, of the library's buffer for the group's next combine: experts that
-        write there save a copy. Waits until the combine before the last has let go of it.
+        write there save a copy. It may be written when the stream has passed the call, which waits until the combine before the
+        last has let go of it.
 
         like: an array whose library (NumPy, PyTorch) the view shall be of; None: NumPy's on the CPU.
+        stream: as for `Route`.
         """
         t = _c.Tensor()
-        lib.ferry_combine_buffer(self._c, _array.dtype_code(dtype), columns or self.group.hidden, C.byref(t))
+        where = self.group._stream(stream, like)
+        self._use(where)
+        lib.ferry_combine_buffer(self._c, _array.dtype_code(dtype), columns or self.group.hidden, C.byref(t), where)
         arrays = _array.NUMPY if like is None else _array.arrays_of(like)
         return arrays.wrap(self._held, t, self.group._where)
 

@@ -301,10 +301,10 @@ static bool wrong_combines(rank_env *env, world *w, ferry_route *route) {
     REFUSED(env, "", ferry_combine(route, NULL, &w->out, NULL, NULL));
     REFUSED(env, "", ferry_combine(route, &w->back, NULL, NULL, NULL));
     REFUSED(env, "", ferry_combine_recv(route, &w->out, NULL));
-    REFUSED(env, "", ferry_combine_buffer(route, FERRY_E4M3, 16, &view));
-    REFUSED(env, "", ferry_combine_buffer(route, FERRY_BF16, 24, &view));
-    REFUSED(env, "", ferry_combine_buffer(route, FERRY_BF16, 16, NULL));
-    REFUSED(env, "", ferry_combine_buffer(NULL, FERRY_BF16, 16, &view));
+    REFUSED(env, "", ferry_combine_buffer(route, FERRY_E4M3, 16, &view, NULL));
+    REFUSED(env, "", ferry_combine_buffer(route, FERRY_BF16, 24, &view, NULL));
+    REFUSED(env, "", ferry_combine_buffer(route, FERRY_BF16, 16, NULL, NULL));
+    REFUSED(env, "", ferry_combine_buffer(NULL, FERRY_BF16, 16, &view, NULL));
     return true;
 }
 
