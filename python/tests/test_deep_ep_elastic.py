@@ -110,6 +110,24 @@ def elastic_sums(env, expand, multiple, sync):
     buffer.destroy()
 
 
+def test_rows_are_summed_by_token():
+    """The GPU's way of it too, as far as a CPU can tell: whole numbers, which every order sums alike."""
+    torch = torch_or_skip()
+    from ferry.deep_ep import _fold
+
+    x = torch.randint(-100, 100, (7, 4)).float()
+    x[5] = float("nan")  # which no token has
+    places = torch.tensor([[3, -1, 1], [-1, -1, -1], [-1, 6, 4], [0, 2, 1]], dtype=torch.int32)
+    want = torch.stack([x[[p for p in row if p >= 0]].sum(0) for row in places.tolist()])
+    assert torch.equal(_fold.sum_by_token(x, places), want) and torch.equal(_fold._bags(x, places), want)
+    for rows, tokens in ((0, 3), (7, 0), (0, 0)):
+        none = torch.full((tokens, 2), -1, dtype=torch.int32)
+        assert torch.equal(_fold.sum_by_token(x[:rows], none), torch.zeros(tokens, 4))
+        assert torch.equal(_fold.weights_by_token(x[:rows, 0], none), torch.zeros(tokens, 2))
+    again = torch.tensor([[2, 5, 2], [-1, -1, 1]], dtype=torch.int32)
+    assert _fold.distinct(again).tolist() == [[2, 5, -1], [-1, -1, 1]]
+
+
 def check_ep_handle(env, handle, arrived, idx, sync, alignment, stats):
     local = EXPERTS // env.ranks
     counts = [

@@ -13,7 +13,7 @@ def distinct(places: torch.Tensor) -> torch.Tensor:
 
 def sum_by_token(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """[N, H]: each token's rows of x, summed in float32 in choice order, rounded once. places [N, K]: their rows, or -1."""
-    if x.shape[0] == 0:
+    if not (len(x) and len(places)):
         return x.new_zeros((len(places), x.shape[1]))
     with torch.no_grad():
         return _bags(x, places) if x.is_cuda else _one_by_one(x, places)
@@ -38,7 +38,7 @@ def _bags(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     begins = torch.arange(0, n * topk, topk, dtype=places.dtype, device=x.device)
     ends = begins + (topk - none.sum(1, dtype=places.dtype))
     bags = torch.stack((begins, ends), 1).flatten()
-    return torch.nn.functional.embedding_bag(listed.flatten(), x, bags, mode="sum").view(n, 2, -1)[:, 0]
+    return torch.nn.functional.embedding_bag(listed.flatten(), x, bags, mode="sum").view(n, 2, x.shape[1])[:, 0]
 
 
 def weights_by_token(weights: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
