@@ -488,6 +488,11 @@ typedef enum ferry_overflow {
                                  they add nothing */
 } ferry_overflow;
 
+typedef enum ferry_order {
+    FERRY_ORDER_RANK = 0,  /* ranks ascending */
+    FERRY_ORDER_CHOICE = 1 /* each rank where the last of the token's choices stands that went there */
+} ferry_order;
+
 #define FERRY_MAGIC_ROUTE_CONFIG 0x464752544543464full
 
 typedef struct ferry_route_config {
@@ -509,6 +514,7 @@ typedef struct ferry_route_config {
     int renormalise; /* 1: where all copies of a token's expert are on masked ranks, its weight is spread over the token's other choices:
                         each w becomes w * (sum of all / sum of those left) in float32, the sums in choice order, a choice that is -1 not
                         counted; 0 where nothing is left. Dispatch delivers, and combine uses, these weights. The same on every rank */
+    ferry_order order; /* RANK: in which order an unweighted combine sums a token's rows. The same on every rank */
 } ferry_route_config;
 
 static inline ferry_route_config ferry_route_config_init(void) {
@@ -666,7 +672,7 @@ FERRY_API ferry_status ferry_dispatch_recv(ferry_route *route, ferry_dispatch_ou
  * Combine: expert outputs back to the tokens' owners, summed
  *
  * With y(c) the row that choice c's expert rank returned for the token, all sums in float32, starting from bias[0] + bias[1] or 0:
- *   unweighted  RANK: sum over the distinct ranks, ascending; EXPERT, SLOTS: over the distinct experts, in choice order
+ *   unweighted  RANK: sum over the distinct ranks, in the route's order; EXPERT, SLOTS: over the distinct experts, in choice order
  *   weighted    sum over the choices c, in order, acc = fma(w(c), y(c), acc)
  * and one rounding to the output's dtype. Over several hosts: first the terms on the owner's own host, so; then for each other host,
  * ascending, one row, which is the sum of its terms alone, so, from 0, rounded once to the dtype of in.rows. Choices that are -1 or dropped add nothing. A token without any gives bias or 0.
@@ -750,8 +756,10 @@ FERRY_API ferry_status ferry_combine_send(ferry_route *route, const ferry_combin
 FERRY_API ferry_status ferry_combine_recv(ferry_route *route, ferry_combine_out *out, ferry_stream *stream);
 
 /* A view, in the shape that combine wants, of the library's buffer for the group's next combine: experts that write
- * their output there save a copy. Waits (bounded) until the combine before the last has let go of it. */
-FERRY_API ferry_status ferry_combine_buffer(ferry_route *route, ferry_dtype dtype, int64_t columns, ferry_tensor *rows);
+ * their output there save a copy. It may be written when the stream has passed the call, which waits (bounded) until the combine before
+ * the last has let go of it. */
+FERRY_API ferry_status ferry_combine_buffer(ferry_route *route, ferry_dtype dtype, int64_t columns, ferry_tensor *rows,
+                                            ferry_stream *stream);
 
 #ifdef __cplusplus
 }

@@ -314,14 +314,15 @@ ferry_status ferry_combine(ferry_route *r, const ferry_combine_in *in, ferry_com
     return receive(&r->group->combine[p.half], stream);
 }
 
-ferry_status ferry_combine_buffer(ferry_route *r, ferry_dtype dtype, int64_t columns, ferry_tensor *rows) {
-    FE_TRY(fe_route_check(r, NULL, "ferry_combine_buffer"));
+ferry_status ferry_combine_buffer(ferry_route *r, ferry_dtype dtype, int64_t columns, ferry_tensor *rows,
+                                  ferry_stream *stream) {
+    FE_TRY(fe_route_check(r, stream, "ferry_combine_buffer"));
     if (!rows) return fe_fail(FERRY_INVALID, "ferry_combine_buffer: rows is NULL");
     ferry_group *g = r->group;
     FE_TRY(check_width(g, "ferry_combine_buffer: rows", dtype, columns));
     int half = (int)((g->combines + 1) & 1);
     FE_TRY(fe_flight_free(&g->combine[half], "combine"));
-    FE_TRY(fe_flight_await(g, &g->combine[half], NULL));
+    FE_TRY(fe_flight_await(g, &g->combine[half], stream));
     void *data = fe_near(&g->engine.heap, g->rank, g->body.back[half].rows);
     *rows = fe_slots_tensor(&r->data.shape, data, dtype, r->info.rows, columns);
     return FERRY_OK;

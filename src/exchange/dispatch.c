@@ -225,9 +225,11 @@ static const struct {
               {"presence of topk_weights", FE_AT_ROUTE, 6, 1, 1},
               {"topk of the route", FE_AT_ROUTE, 7, 7, 1},
               {"exchange of counts for the route (capacities)", FE_AT_ROUTE, 14, 1, 1},
+              {"renormalise of the route", FE_AT_ROUTE, 15, 1, 1},
+              {"order of the route", FE_AT_ROUTE, 16, 1, 1},
               {"row bytes", FE_AT_FORMAT, 0, 28, 1},
               {"cast", FE_AT_FORMAT, 48, 3, 1},
-              {"dtype of rows", FE_AT_ROUTE, 16, 8, 1},
+              {"dtype of rows", FE_AT_ROUTE, 24, 8, 1},
               {"delivery of topk", FE_AT_FORMAT, 51, 1, 1},
               {"scale bytes", FE_AT_FORMAT, 28, 20, 4}};
 
@@ -341,7 +343,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_dispatch_in *in, const
     FE_TRY(plan_out(p, options));
     p->word[FE_AT_ROWS] = p->deliver.rows_at;
     p->word[FE_AT_SCALES] = p->deliver.scales_at;
-    p->word[FE_AT_ROUTE] = fe_route_kind(r) | (uint64_t)p->row_type << 16;
+    p->word[FE_AT_ROUTE] = fe_route_kind(r) | (uint64_t)p->row_type << 24;
     p->word[FE_AT_IDS] = p->deliver.ids_at;
     p->word[FE_AT_WEIGHTS] = p->deliver.weights_at;
     p->word[FE_AT_STRIDES] = fe_strides((uint64_t)p->deliver.row_stride, (uint64_t)p->deliver.scale_stride);

@@ -123,6 +123,7 @@ static ferry_status check_config(const ferry_group *g, const ferry_route_config 
     FE_TRY(check_number("rank_capacity", cfg->rank_capacity, 0, INT32_MAX));
     FE_TRY(check_number("packed", cfg->packed, 0, 1));
     FE_TRY(check_number("renormalise", cfg->renormalise, 0, 1));
+    FE_TRY(check_number("order", cfg->order, FERRY_ORDER_RANK, FERRY_ORDER_CHOICE));
     return check_number("overflow", cfg->overflow, FERRY_OVERFLOW_ERROR, FERRY_OVERFLOW_DROP);
 }
 
@@ -150,7 +151,8 @@ static ferry_status fill_shape(const ferry_group *g, const ferry_route_config *c
                     .expert_capacity = cfg->layout == FERRY_LAYOUT_RANK ? 0 : cfg->expert_capacity,
                     .overflow = cfg->overflow,
                     .packed = cfg->packed != 0,
-                    .renormalise = cfg->renormalise != 0};
+                    .renormalise = cfg->renormalise != 0,
+                    .order = cfg->order};
     int64_t most = 0, room = g->body.rows;
     for (int r = 0; r < g->ranks; r++) {
         int64_t rows = fe_worst_rows(s, r);
@@ -177,14 +179,15 @@ _Static_assert(WORDS <= FE_CELL_WORDS, "what ranks compare of a route must fit a
 static uint64_t kind_of(const ferry_route *r) {
     const fe_shape *s = &r->data.shape;
     return (uint64_t)s->layout | (uint64_t)s->mode << 8 | (uint64_t)s->overflow << 16 |
-           (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32 | (uint64_t)s->renormalise << 40;
+           (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32 |
+           (uint64_t)s->renormalise << 40 | (uint64_t)s->order << 48;
 }
 
 uint64_t fe_route_kind(const ferry_route *r) {
     const fe_shape *s = &r->data.shape;
     return (uint64_t)s->layout | (uint64_t)s->mode << 3 | (uint64_t)s->overflow << 4 | (uint64_t)s->packed << 5 |
            (uint64_t)(r->data.table.weights != NULL) << 6 | (uint64_t)s->topk << 7 |
-           (uint64_t)fe_needs_exchange(s) << 14;
+           (uint64_t)fe_needs_exchange(s) << 14 | (uint64_t)s->renormalise << 15 | (uint64_t)s->order << 16;
 }
 
 static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
@@ -199,11 +202,11 @@ static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
 }
 
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
-    static const char *const kinds[] = {"layout", "mode",       "overflow", "presence of topk_weights",
-                                        "packed", "renormalise"};
+    static const char *const kinds[] = {"layout", "mode",        "overflow", "presence of topk_weights",
+                                        "packed", "renormalise", "order"};
     static const char *const names[] = {NULL,          "topk", "expert_alignment", "expert_capacity", "rank_capacity",
                                         "route number"};
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < (int)(sizeof kinds / sizeof *kinds); i++) {
         unsigned mine = ours[WORD_KIND] >> 8 * i & 0xff, his = theirs[WORD_KIND] >> 8 * i & 0xff;
         if (mine != his)
             return fe_fail(FERRY_MISMATCH, "%s: %s is %u on rank %d, %u on rank %d", step, kinds[i], mine, rank, his,

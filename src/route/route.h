@@ -21,6 +21,7 @@ typedef struct fe_shape {
     ferry_overflow overflow;
     bool packed;      /* LATENCY: as in THROUGHPUT */
     bool renormalise; /* weights of choices that a mask sends nowhere are spread over the token's others */
+    ferry_order order;
 } fe_shape;
 
 /* One rank's row of counts, as it travels: header, rows per rank (a token once), rows per home. int32 each. */
@@ -36,7 +37,7 @@ FE_PURE int32_t *fe_counts_home(int32_t *counts, const fe_map *map) {
 }
 
 /* Per choice [tokens * topk]. A token's row goes out once per unit: `order` lists, for each token, the fan[t] choices that stand for
- * their unit, in the order of summation (RANK: ascending rank; EXPERT, SLOTS: choice order). */
+ * their unit, in the order of summation (RANK: the shape's order; EXPERT, SLOTS: choice order). */
 typedef struct fe_table {
     int32_t *home;  /* -1: none */
     int32_t *slot;  /* row slot at the home's rank; -1: none, or dropped */

@@ -229,6 +229,7 @@ static bool make_route(exchange *x, bool *overflow) {
     cfg->overflow = (ferry_overflow)c->drop;
     cfg->packed = (int)c->packed;
     cfg->renormalise = (int)c->renorm;
+    cfg->order = (ferry_order)c->order;
     ranks_step(x->env, "ferry_route_create");
     *overflow = !c->drop && oracle_dropped(x->d->oracle[0]) > 0;
     if (*overflow) return check_overflow(x, ferry_route_create(x->group, cfg, &x->route, x->stream));
