@@ -71,5 +71,7 @@ void fe_watch_leave(const fe_heap *heap);
 typedef enum fe_fate { FE_ALIVE, FE_STOPPED, FE_DEAD, FE_LEFT } fe_fate;
 fe_fate fe_process_fate(int pid); /* FE_ALIVE where we may not look */
 fe_fate fe_watch_fate(const fe_heap *heap, int rank);
+/* Of a process; FE_ALIVE where we may not look. */
+fe_fate fe_process_fate(int pid);
 
 #endif
