@@ -57,7 +57,7 @@ static weight guilt(const fe_heap *heap, int rank, fe_fate *why) {
     const fe_control *control = fe_heap_control(heap, rank);
     *why = fe_watch_fate(heap, rank);
     bool failed = atomic_load(&control->failed);
-    if (*why != FE_ALIVE && !(*why == FE_LEFT && failed)) return CERTAIN; /* who failed first has left for a reason */
+    if (*why != FE_ALIVE && !(*why == FE_LEFT && failed)) return GONE; /* who failed first has left for a reason */
     return atomic_load(&control->waiting) || failed ? WAITING : BUSY;
 }
 
