@@ -17,7 +17,7 @@
  * broken: assertion -DDEATHS=1 -DERAS=1 -DBREAK_DECIDED_FIRST                it is decided before the motion is written
  * broken: assertion -DDEATHS=1 -DERAS=2 -DBREAK_COME_BUSY                    comes with passes still under way
  * broken: assertion -DDEATHS=1 -DERAS=2 -DBREAK_NO_SETTLE                    works before the others are ready
- * broken: assertion -DDEATHS=0 -DERAS=2 -DSLOW -DFUSED -DBREAK_CALL_ANY_ERA  calls to an agreement that is over
+ * broken: assertion -DDEATHS=0 -DERAS=2 -DSLOW -DBREAK_CALL_ANY_ERA          calls to an agreement that is over
  * broken: deadlock -DDEATHS=1 -DERAS=2 -DBREAK_NO_CALL                       leaves the others to their waits
  * broken: deadlock -DDEATHS=1 -DERAS=2 -DBREAK_WAIT_FOR_DEAD                 waits for a rank that is gone
  * broken: deadlock -DDEATHS=2 -DERAS=3 -DBREAK_SETTLE_WITH_DEAD              the same, when all that is left is to begin
@@ -86,24 +86,25 @@ inline come() {
 }
 
 inline call_others() {
-    i = 0;
-    do
-    :: i < RANKS && i != me && IN(members, i) && came[i] != era ->
-        d_step {
-            if
+    TOGETHER {
+        i = 0;
+        do
+        :: i < RANKS ->
+            d_step {
+                if
 #ifdef BREAK_CALL_ANY_ERA
-            :: true -> called[i] = true
+                :: i != me && IN(members, i) && came[i] != era -> called[i] = true
 #else
-            :: era_of[i] == era_of[me] -> called[i] = true
-            :: else
+                :: i != me && IN(members, i) && came[i] != era && era_of[i] == era_of[me] -> called[i] = true
 #endif
-            fi;
-            i++
-        }
-    :: i < RANKS && (i == me || !IN(members, i) || came[i] == era) -> i++
-    :: else -> break
-    od;
-    i = 0
+                :: else
+                fi;
+                i++
+            }
+        :: else -> break
+        od;
+        i = 0
+    }
 }
 
 inline decide() {
