@@ -116,6 +116,7 @@ static ferry_status check_config(const ferry_group *g, const ferry_route_config 
     FE_TRY(check_number("expert_capacity", cfg->expert_capacity, 0, INT32_MAX));
     FE_TRY(check_number("rank_capacity", cfg->rank_capacity, 0, INT32_MAX));
     FE_TRY(check_number("packed", cfg->packed, 0, 1));
+    FE_TRY(check_number("renormalise", cfg->renormalise, 0, 1));
     FE_TRY(check_number("order", cfg->order, FERRY_ORDER_RANK, FERRY_ORDER_CHOICE));
     return check_number("overflow", cfg->overflow, FERRY_OVERFLOW_ERROR, FERRY_OVERFLOW_DROP);
 }
@@ -144,6 +145,7 @@ static ferry_status fill_shape(const ferry_group *g, const ferry_route_config *c
                     .expert_capacity = cfg->layout == FERRY_LAYOUT_RANK ? 0 : cfg->expert_capacity,
                     .overflow = cfg->overflow,
                     .packed = cfg->packed != 0,
+                    .renormalise = cfg->renormalise != 0,
                     .order = cfg->order};
     int64_t most = 0, room = g->body.rows;
     for (int r = 0; r < g->ranks; r++) {
@@ -171,7 +173,8 @@ _Static_assert(WORDS <= FE_CELL_WORDS, "what ranks compare of a route must fit a
 static uint64_t kind_of(const ferry_route *r) {
     const fe_shape *s = &r->data.shape;
     return (uint64_t)s->layout | (uint64_t)s->mode << 8 | (uint64_t)s->overflow << 16 |
-           (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32 | (uint64_t)s->order << 40;
+           (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32 |
+           (uint64_t)s->renormalise << 40 | (uint64_t)s->order << 48;
 }
 
 static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
@@ -186,7 +189,8 @@ static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
 }
 
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
-    static const char *const kinds[] = {"layout", "mode", "overflow", "presence of topk_weights", "packed", "order"};
+    static const char *const kinds[] = {"layout", "mode",        "overflow", "presence of topk_weights",
+                                        "packed", "renormalise", "order"};
     static const char *const names[] = {NULL,          "topk", "expert_alignment", "expert_capacity", "rank_capacity",
                                         "route number"};
     for (int i = 0; i < (int)(sizeof kinds / sizeof *kinds); i++) {
@@ -322,6 +326,7 @@ ferry_status ferry_route_create(ferry_group *g, const ferry_route_config *cfg, f
     ferry_route *r = calloc(1, sizeof *r);
     if (!r) return fe_fail(FERRY_NOMEM, "rank %d: no memory for a route", g->rank);
     r->group = g;
+    r->era = g->engine.heap.era;
     r->next = g->made;
     g->made = r;
     ferry_status status = fill_shape(g, cfg, &r->data.shape);
@@ -379,7 +384,9 @@ ferry_status ferry_route_get_info(const ferry_route *route, ferry_route_info *in
 ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream, const char *call) {
     if (!route) return fe_fail(FERRY_INVALID, "%s: route is NULL", call);
     FE_TRY(fe_group_own(route->group, stream, call));
-    return fe_group_ready(route->group, call);
+    FE_TRY(fe_group_ready(route->group, call));
+    if (route->era == route->group->engine.heap.era) return FERRY_OK;
+    return fe_fail(FERRY_INVALID, "%s: the route was made before the group's last agreement: make it anew", call);
 }
 
 ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, const fe_pass *pass, bool wait) {

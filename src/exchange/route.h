@@ -12,6 +12,7 @@ struct ferry_route {
     ferry_route_info info;
     uint64_t
         id; /* the group's how-manieth: the same on every rank, and told in every note, so that ranks that confuse two routes learn of it */
+    uint64_t era; /* in which it was made: an agreement ends it */
     bool dispatched;
     void *memory;                      /* the device's, of data's arrays */
     size_t memory_bytes, result_bytes; /* all of it; of what place finds out, at its beginning */
