@@ -184,23 +184,22 @@ class Group:
         """Raises the first error that this rank met, if any: those of streams, and those that ended the group."""
         lib.ferry_group_error(self._c)
 
-    def agree(self) -> np.ndarray:
-        """[collective] of all ranks that can still come, after a step has failed: the group goes on without the others.
+    def agree(self, mask: Sequence[int] = (), unmask: Sequence[int] = ()) -> np.ndarray:
+        """[collective] of the ranks that can still come. Goes on without the ranks that cannot, and those in `mask`; takes back
+        those in `unmask`, which call it too. Returns `masked`, the same on all who go on.
 
-        Returns `mask`, which is the same on all of those afterwards. Errors are forgotten, routes made before are refused, views
-        of earlier dispatches are void, heap memory stays; the step is repeated on all (docs/faults.md). Raises RefusedError where
-        the others go on without this rank, which may call it again to come back.
+        Routes must be made anew afterwards. RefusedError: the others go on without this rank. See docs/faults.md.
         """
-        lib.ferry_group_agree(self._c, None, (C.c_uint8 * self.ranks)())
-        return self.mask
-
-    def set_mask(self, rank: int, masked: bool = True) -> None:
-        """Proposes to mask another rank, or to take it back, at the next `agree`; until then nothing changes."""
-        lib.ferry_group_mask_set(self._c, rank, int(masked))
+        for rank in mask:
+            lib.ferry_group_mask_set(self._c, rank, 1)
+        for rank in unmask:
+            lib.ferry_group_mask_set(self._c, rank, 0)
+        lib.ferry_group_agree(self._c, None, None)
+        return self.masked
 
     @property
-    def mask(self) -> np.ndarray:
-        """bool [ranks]: those that the group goes on without."""
+    def masked(self) -> np.ndarray:
+        """bool [ranks]: the ranks that the group goes on without."""
         masked = (C.c_uint8 * self.ranks)()
         lib.ferry_group_mask_get(self._c, masked)
         return np.array(masked, dtype=bool)

@@ -71,7 +71,7 @@ class Route:
         expert_capacity: EXPERT, SLOTS: the most rows a local expert takes in; 0: no limit.
         rank_capacity: RANK, EXPERT: the most row slots a rank takes in; 0: the group's max_recv_rows.
         packed: "latency": rows of RANK and SLOTS lie packed as in "throughput", for which counts are exchanged.
-        renormalise: the weight of a choice whose expert is on masked ranks alone (`Group.agree`) is spread over the token's others.
+        renormalise: weights of choices whose expert lives on masked ranks alone are spread over the token's others.
         order: RANK: in which order an unweighted combine sums a token's rows. "rank": ranks ascending. "choice": each rank where
             the last of the token's choices stands that went there.
         overflow: "error" (CapacityError on all ranks), or "drop": the last rows are left out, and counted.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -25,15 +25,12 @@ class RankMask:
     def _all(self) -> List[ferry.Group]:
         return [group for need, group in self.groups.made() if need.layout == "slots"]
 
-    def _agree(self, groups: List[ferry.Group], ranks: Iterable[int], masked: bool) -> None:
+    def _agree(self, groups: List[ferry.Group], mask: Sequence[int] = (), unmask: Sequence[int] = ()) -> None:
         """[collective] of the ranks that go on. What the first group finds the others need not wait for again."""
-        out = list(ranks)
         for group in groups:
-            for rank in out:
-                group.set_mask(rank, masked)
-            _agree(group)
-            if masked:
-                out = [int(rank) for rank in group.mask.nonzero()[0]]
+            _come(group, mask, unmask)
+            if not unmask:
+                mask = _ranks(group.masked)
 
     def query(self, status: torch.Tensor) -> None:
         assert (
@@ -41,31 +38,35 @@ class RankMask:
         ), f"mask_status has {status.numel()} elements, not {self.groups.ranks}"
         groups = self._all()
         if self.shrinks and any(_failed(g) for g in groups):
-            self._agree(groups, (), True)
-        status.copy_(torch.from_numpy(groups[0].mask.astype("int32")) if groups else torch.zeros_like(status))
+            self._agree(groups)
+        status.copy_(torch.from_numpy(groups[0].masked.astype("int32")) if groups else torch.zeros_like(status))
 
     def update(self, rank: int, mask: bool) -> None:
         groups = self._all()
         if mask and not groups:
             raise ferry.InvalidError(f"rank {rank} cannot be masked before the first low-latency call")
-        if any(bool(g.mask[rank]) != mask for g in groups):
-            self._agree(groups, (rank,), mask)
+        if any(bool(g.masked[rank]) != mask for g in groups):
+            self._agree(groups, *(((rank,), ()) if mask else ((), (rank,))))
 
     def clean(self) -> None:
         groups = self._all()
-        masked = {int(rank) for g in groups for rank in g.mask.nonzero()[0]}
+        masked = sorted({rank for g in groups for rank in _ranks(g.masked)})
         if masked or any(_failed(g) for g in groups):
-            self._agree(groups, masked, False)
+            self._agree(groups, unmask=masked)
 
 
-def _agree(group: ferry.Group) -> None:
+def _come(group: ferry.Group, mask: Sequence[int], unmask: Sequence[int]) -> None:
     """Comes to every agreement until one has this rank in it; a DeadlineError when none is held any more."""
     while True:
         try:
-            group.agree()
+            group.agree(mask, unmask)
             return
         except ferry.RefusedError:
             continue
+
+
+def _ranks(masked: Any) -> List[int]:
+    return [int(rank) for rank in masked.nonzero()[0]]
 
 
 def _failed(group: ferry.Group) -> bool:
