@@ -109,6 +109,44 @@ static int take_orders(fe_far *f) {
     return taken;
 }
 
+/* ---- orders of kernels ---- */
+
+static fe_kernel_order *next_command(const fe_far *f) {
+    fe_kernel_order *ring = fe_post(f->heap, f->heap->rank, fe_room_commands(f->heap));
+    return fe_heap_staged(f->heap) ? &ring[f->commands % FE_COMMANDS] : NULL;
+}
+
+/* Acquire: the order, and the rows in host memory that it speaks of. */
+static bool command_waits(const fe_far *f) {
+    const fe_kernel_order *c = next_command(f);
+    return c && atomic_load_explicit(&c->turn, memory_order_acquire) == fe_kernel_turn(f->commands) + 1;
+}
+
+/* Nothing fails here: on this thread, orders are held. */
+static void carry_out(fe_far *f, const fe_kernel_order *c) {
+    const fe_hosts *hosts = &f->heap->hosts;
+    for (int i = 1; c->bytes && i < hosts->count; i++) {
+        int to = (hosts->mine + i) % hosts->count;
+        if (c->host < 0 || c->host == to)
+            fe_far_push(f, to, (fe_kind)c->kind, c->half, c->local, c->remote, c->bytes);
+    }
+    if (c->epoch)
+        fe_far_tell(f, c->host, (fe_kind)c->kind, c->half, c->epoch, c->word, c->relay_bytes ? c->local : 0,
+                    c->relay_bytes);
+}
+
+static int take_commands(fe_far *f) {
+    int taken = 0;
+    for (; f->held_count < FE_ORDERS && command_waits(f); taken++) {
+        fe_kernel_order *c = next_command(f);
+        carry_out(f, c);
+        /* Release: the slot has been read, and is its next writer's. */
+        atomic_store_explicit(&c->turn, fe_kernel_turn(f->commands + FE_COMMANDS), memory_order_release);
+        f->commands++;
+    }
+    return taken;
+}
+
 static int hear_sent(fe_far *f) {
     fe_ofi_sent sent[32];
     int n = fe_ofi_poll_sent(f->ofi, sent, 32);
@@ -166,7 +204,7 @@ static int carry_abort(fe_far *f) {
 
 static int work(fe_far *f) {
     /* Arrivals first: a good-bye that came before its connection's end explains it. */
-    int done = carry_abort(f) + take_orders(f), arrived = hear_arrived(f), sent = hear_sent(f);
+    int done = carry_abort(f) + take_commands(f) + take_orders(f), arrived = hear_arrived(f), sent = hear_sent(f);
     if (sent < 0 || arrived < 0)
         for (int r = 0; r < f->heap->ranks; r++)
             if (!fe_heap_near(f->heap, r)) lose(f, r, fe_ofi_trouble(f->ofi));
@@ -206,7 +244,7 @@ static void rest(fe_far *f, int64_t *idle_since) {
 
 static bool all_given(const fe_far *f) {
     const fe_ring *ring = &f->ring;
-    return !f->under_way && !f->held_count && atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
+    return !f->under_way && !f->held_count && !command_waits(f) && atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
 }
 
 static void work_until(fe_far *f, int64_t ns, bool (*over)(const fe_far *f)) {
@@ -243,10 +281,17 @@ static void leave(fe_far *f) {
     if (in_peace) work_until(f, BYE_NS, column_gone);
 }
 
+static _Thread_local const fe_far *here;
+
+bool fe_proxy_here(const fe_far *f) {
+    return here == f;
+}
+
 void *fe_proxy_run(void *far) {
     fe_far *f = far;
+    here = f;
     for (int64_t idle_since = 0; !atomic_load(&f->leaving);) {
-        if (work(f))
+        if (work(f) || atomic_exchange(&f->stirred, false))
             idle_since = 0;
         else
             rest(f, &idle_since);

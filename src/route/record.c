@@ -6,6 +6,7 @@ static int host_of_choice(const fe_shape *shape, const fe_far_route *far, const 
 
 void fe_route_records(const fe_shape *shape, const fe_table *table, const fe_far_route *far) {
     int hosts = far->hosts->count;
+    memset(far->kept_count, 0xff, (size_t)hosts * sizeof *far->kept_count); /* -1: nothing has come yet */
     memset(far->records, 0, (size_t)hosts * sizeof *far->records);
     memset(far->record, 0xff, (size_t)hosts * (size_t)shape->tokens * sizeof *far->record); /* -1 */
     for (int64_t t = 0; t < shape->tokens; t++) {

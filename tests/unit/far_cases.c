@@ -29,7 +29,7 @@ static void lay_out(far_case *c) {
         c->index_of[r] = r % 2;
         c->rank_at[r] = r;
     }
-    *h = (fe_heap){.rank = 1, .ranks = 4, .base = c->base, .space = c->space};
+    *h = (fe_heap){.rank = 1, .ranks = 4, .base = c->base, .space = c->space, .post = c->space};
     h->hosts = (fe_hosts){.count = 2,
                           .each = 2,
                           .mine = 0,
@@ -43,7 +43,7 @@ static void lay_out(far_case *c) {
     h->body_at = (h->far_at + h->far_bytes + 4095) / 4096 * 4096;
     h->user_at = h->body_at + BODY;
     h->user_bytes = USER;
-    h->space_bytes = h->user_at + USER;
+    h->post_bytes = h->space_bytes = h->user_at + USER;
 }
 
 far_case *far_case_new(void) {
