@@ -144,24 +144,11 @@ static inline bool fe_heap_near(const fe_heap *heap, int rank) {
     return heap->base[rank] != NULL;
 }
 
-/* Does a note of this kind from `source` come to this rank? With one host all do. */
 static inline bool fe_heap_hears(const fe_heap *heap, fe_kind kind, int source) {
-    if (heap->hosts.count == 1) return true;
-    bool near = fe_heap_near(heap, source), column = heap->hosts.index_of[source] == heap->hosts.index;
-    switch (fe_reach_of(kind)) {
-    case FE_REACH_ALL: return true;
-    case FE_REACH_NEAR:
-        return near || kind == FE_ROWS; /* a far rank's is said here by the gateway that fans out for it */
-    case FE_REACH_COLUMN: return !near && column;
-    }
-    return true;
+    return fe_hosts_hear(&heap->hosts, kind, source);
 }
-
-/* May the payload of a note be read, or has its sayer perhaps said the next one by then? An offer is kept until near ranks have pulled
- * and the column has returned its sums; other far ranks have no say in it (docs/protocol.md, "Several hosts"). */
 static inline bool fe_heap_reads(const fe_heap *heap, fe_kind kind, int source) {
-    if (heap->hosts.count == 1 || kind != FE_OFFER) return true;
-    return fe_heap_near(heap, source) || heap->hosts.index_of[source] == heap->hosts.index;
+    return fe_hosts_read(&heap->hosts, kind, source);
 }
 
 /* The cell in `owner`'s post that `source` writes. */
