@@ -83,7 +83,8 @@ static bool take_record(job *j, int64_t number) {
     _Alignas(16) char copy[FE_RECORD_MOST]; /* what is checked is what is used, whatever the network writes meanwhile */
     memcpy(copy, landed, j->far->header);
     const fe_record *r = (const fe_record *)(const void *)copy;
-    if (!fe_record_sound(&j->pass->route->shape, j->pass->route->shape.map, j->far->hosts, j->far->most_rows, r) || !fits(j, r)) {
+    if (!fe_record_sound(&j->pass->route->shape, j->pass->route->shape.map, j->far->hosts, j->far->most_rows, r) ||
+        !fits(j, r)) {
         atomic_store(&j->unsound, host + 1);
         return false;
     }

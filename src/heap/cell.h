@@ -59,6 +59,16 @@ FE_PURE bool fe_hosts_read(const fe_hosts *hosts, fe_kind kind, int source) {
     return fe_hosts_near(hosts, source) || hosts->index_of[source] == hosts->index;
 }
 
+/* What another host may ask for, of a rank's space. */
+typedef enum fe_errand {
+    FE_ADD = 1, /* of a word */
+    FE_SWAP,
+    FE_SET,
+    FE_FLUSH, /* of nothing */
+    FE_STOW,  /* of a range: bytes that came before, to their place */
+    FE_FETCH  /* of a range: its bytes, to where they can be read */
+} fe_errand;
+
 #define FE_CELL_WORDS 7
 
 /* Payload first, then a release store of epoch; whoever acquires the epoch sees the payload. Kernels, which are C++, have their own

@@ -53,16 +53,6 @@ typedef struct fe_card {
     uint8_t bytes[112];
 } fe_card;
 
-/* What another host may ask for, of a rank's space. */
-typedef enum fe_errand {
-    FE_ADD = 1, /* of a word */
-    FE_SWAP,
-    FE_SET,
-    FE_FLUSH, /* of nothing */
-    FE_STOW,  /* of a range: bytes that came before, to their place */
-    FE_FETCH  /* of a range: its bytes, to where they can be read */
-} fe_errand;
-
 /* Space that is not in the memfd. */
 typedef struct fe_memory {
     /* All of the space from heap->space_at on, for this rank: sets heap->space[heap->rank], and fills the card. */
@@ -86,9 +76,9 @@ struct fe_heap {
     uint64_t nonce;
     size_t bytes; /* of the memfd */
     size_t scratch_at, far_at, far_bytes, body_at, user_at, user_bytes, space_bytes;
-    size_t body_post;  /* bytes of the body's beginning that belong to the post */
-    size_t space_at;   /* where the space begins that is the device's: 0, unless there is a post of its own */
-    size_t post_bytes; /* from offset 0 on */
+    size_t body_post;        /* bytes of the body's beginning that belong to the post */
+    size_t space_at;         /* where the space begins that is the device's: 0, unless there is a post of its own */
+    size_t post_bytes;       /* from offset 0 on */
     char **base;             /* [ranks] where each near rank's memfd is mapped here; far: NULL */
     char **space;            /* [ranks] where its space is, in the device's addresses; far: NULL */
     char **post;             /* [ranks] the same of its post, in this process's addresses */

@@ -17,7 +17,8 @@ typedef struct fe_kernel_order {
 #endif
     int32_t host; /* -1: all others */
     int32_t kind, half;
-    uint64_t bytes; /* not 0: to be written to the column, from `local` here to `remote` there, for the note of kind and half */
+    uint64_t
+        bytes; /* not 0: to be written to the column, from `local` here to `remote` there, for the note of kind and half */
     uint64_t local, remote;
     uint64_t epoch; /* not 0: that note is to be said */
     uint64_t word[FE_CELL_WORDS];

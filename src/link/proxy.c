@@ -127,8 +127,7 @@ static void carry_out(fe_far *f, const fe_kernel_order *c) {
     const fe_hosts *hosts = &f->heap->hosts;
     for (int i = 1; c->bytes && i < hosts->count; i++) {
         int to = (hosts->mine + i) % hosts->count;
-        if (c->host < 0 || c->host == to)
-            fe_far_push(f, to, (fe_kind)c->kind, c->half, c->local, c->remote, c->bytes);
+        if (c->host < 0 || c->host == to) fe_far_push(f, to, (fe_kind)c->kind, c->half, c->local, c->remote, c->bytes);
     }
     if (c->epoch)
         fe_far_tell(f, c->host, (fe_kind)c->kind, c->half, c->epoch, c->word, c->relay_bytes ? c->local : 0,
@@ -244,7 +243,8 @@ static void rest(fe_far *f, int64_t *idle_since) {
 
 static bool all_given(const fe_far *f) {
     const fe_ring *ring = &f->ring;
-    return !f->under_way && !f->held_count && !command_waits(f) && atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
+    return !f->under_way && !f->held_count && !command_waits(f) &&
+           atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
 }
 
 static void work_until(fe_far *f, int64_t ns, bool (*over)(const fe_far *f)) {
