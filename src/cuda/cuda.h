@@ -7,7 +7,7 @@
 
 #include "device/pass.h"
 #include "group/body.h"
-#include "link/command.h"
+#include "link/kernel_order.h"
 
 #include <cuda_runtime_api.h>
 

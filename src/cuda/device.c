@@ -120,7 +120,7 @@ static ferry_status fill_far(fe_engine *engine, char *const *post) {
     FE_CUDA_TRY(cudaMalloc(&cuda->stage, FE_CUDA_SCRATCH), heap->rank, "taking GPU memory for meetings");
     w->board_blocks = cuda->blocks;
     w->space_bytes = heap->space_bytes;
-    w->orders = (fe_kernel_order *)(void *)(post[heap->rank] + fe_room_commands(heap));
+    w->orders = (fe_kernel_order *)(void *)(post[heap->rank] + fe_room_orders(heap));
     return FERRY_OK;
 }
 

@@ -154,8 +154,8 @@ FE_DEVICE bool hand_on_tails(const fe_cuda_args &a, int host) {
     return __all_sync(FE_ALL, good);
 }
 
-/* The last warp of all: on behalf of each of the column, to every rank here. */
-FE_DEVICE void say_rows(const fe_cuda_args &a, uint64_t epoch) {
+/* The last warp of all. count: records of each host. On behalf of each of the column, to every rank here. */
+FE_DEVICE void say_rows(const fe_cuda_args &a, const int32_t *count, uint64_t epoch) {
     const fe_cuda_world &w = a.world;
     for (int h = 0; h < w.hosts.count; h++) {
         int source = fe_column(w, h);
@@ -164,7 +164,7 @@ FE_DEVICE void say_rows(const fe_cuda_args &a, uint64_t epoch) {
             if (fe_lane() == 0) fe_refuse(a, source);
             return;
         }
-        if (fe_lane() == 0 && a.route.far.kept_count[h] < 0) a.route.far.kept_count[h] = (int32_t)records_from(a, h);
+        if (fe_lane() == 0 && a.route.far.kept_count[h] < 0) a.route.far.kept_count[h] = count[h];
         __syncwarp();
         if (fe_lane() == 0) __threadfence_system(); /* the other lanes' tails, before any lane's note */
         __syncwarp();
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(WARPS *FE_WARP, 1) fan_out(const __grid_consta
     if (unsound >= 0 && fe_lane() == 0) fe_refuse(a, fe_column(a.world, (int)unsound));
     if (__syncthreads_or(unsound >= 0)) return; /* nobody says that these rows are here */
     if (!fe_last(a)) return;
-    say_rows(a, epoch);
+    say_rows(a, count, epoch);
     fe_settle(a, epoch);
 }
 } // namespace ferry

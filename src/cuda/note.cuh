@@ -108,7 +108,7 @@ FE_DEVICE bool fe_give_up(const fe_cuda_args &a, uint64_t *start, ferry_status *
  * GPU's memory; where the ring is full they wait, bounded like every wait. */
 FE_DEVICE void fe_give_order(const fe_cuda_args &a, const fe_kernel_order &order) {
     unsigned long long at = atomicAdd(&a.world.own->orders, 1ull);
-    fe_kernel_order *slot = &a.world.orders[at % FE_COMMANDS];
+    fe_kernel_order *slot = &a.world.orders[at % FE_KERNEL_ORDERS];
     uint32_t turn = fe_kernel_turn(at);
     uint64_t start = 0;
     ferry_status why = FERRY_OK;

@@ -111,20 +111,30 @@ static int take_orders(fe_far *f) {
 
 /* ---- orders of kernels ---- */
 
-static fe_kernel_order *next_command(const fe_far *f) {
-    fe_kernel_order *ring = fe_post(f->heap, f->heap->rank, fe_room_commands(f->heap));
-    return fe_heap_staged(f->heap) ? &ring[f->commands % FE_COMMANDS] : NULL;
+static fe_kernel_order *next_kernel_order(const fe_far *f) {
+    fe_kernel_order *ring = fe_post(f->heap, f->heap->rank, fe_room_orders(f->heap));
+    return fe_heap_staged(f->heap) ? &ring[f->kernel_orders % FE_KERNEL_ORDERS] : NULL;
 }
 
 /* Acquire: the order, and the rows in host memory that it speaks of. */
-static bool command_waits(const fe_far *f) {
-    const fe_kernel_order *c = next_command(f);
-    return c && atomic_load_explicit(&c->turn, memory_order_acquire) == fe_kernel_turn(f->commands) + 1;
+static bool kernel_waits(const fe_far *f) {
+    const fe_kernel_order *c = next_kernel_order(f);
+    return c && atomic_load_explicit(&c->turn, memory_order_acquire) == fe_kernel_turn(f->kernel_orders) + 1;
+}
+
+/* The ring lies where other hosts can write. */
+static bool order_sound(const fe_heap *heap, const fe_kernel_order *c) {
+    return c->host >= -1 && c->host < heap->hosts.count && c->kind >= 0 && c->kind < FE_KINDS && c->half >= 0 &&
+           c->half <= 1 && c->local <= heap->post_bytes && c->bytes <= heap->post_bytes - c->local;
 }
 
 /* Nothing fails here: on this thread, orders are held. */
 static void carry_out(fe_far *f, const fe_kernel_order *c) {
     const fe_hosts *hosts = &f->heap->hosts;
+    if (!order_sound(f->heap, c)) {
+        fe_log(FE_WARN, FE_MOVE, "rank %d refuses an order of a kernel's that makes no sense", f->heap->rank);
+        return;
+    }
     for (int i = 1; c->bytes && i < hosts->count; i++) {
         int to = (hosts->mine + i) % hosts->count;
         if (c->host < 0 || c->host == to) fe_far_push(f, to, (fe_kind)c->kind, c->half, c->local, c->remote, c->bytes);
@@ -134,14 +144,15 @@ static void carry_out(fe_far *f, const fe_kernel_order *c) {
                     c->relay_bytes);
 }
 
-static int take_commands(fe_far *f) {
+static int take_kernel_orders(fe_far *f) {
     int taken = 0;
-    for (; f->held_count < FE_ORDERS && command_waits(f); taken++) {
-        fe_kernel_order *c = next_command(f);
-        carry_out(f, c);
+    for (; f->held_count < FE_ORDERS && kernel_waits(f); taken++) {
+        fe_kernel_order *c = next_kernel_order(f), copy; /* what is checked is what is used */
+        memcpy(&copy, c, sizeof copy);
+        carry_out(f, &copy);
         /* Release: the slot has been read, and is its next writer's. */
-        atomic_store_explicit(&c->turn, fe_kernel_turn(f->commands + FE_COMMANDS), memory_order_release);
-        f->commands++;
+        atomic_store_explicit(&c->turn, fe_kernel_turn(f->kernel_orders + FE_KERNEL_ORDERS), memory_order_release);
+        f->kernel_orders++;
     }
     return taken;
 }
@@ -203,7 +214,7 @@ static int carry_abort(fe_far *f) {
 
 static int work(fe_far *f) {
     /* Arrivals first: a good-bye that came before its connection's end explains it. */
-    int done = carry_abort(f) + take_commands(f) + take_orders(f), arrived = hear_arrived(f), sent = hear_sent(f);
+    int done = carry_abort(f) + take_kernel_orders(f) + take_orders(f), arrived = hear_arrived(f), sent = hear_sent(f);
     if (sent < 0 || arrived < 0)
         for (int r = 0; r < f->heap->ranks; r++)
             if (!fe_heap_near(f->heap, r)) lose(f, r, fe_ofi_trouble(f->ofi));
@@ -243,7 +254,7 @@ static void rest(fe_far *f, int64_t *idle_since) {
 
 static bool all_given(const fe_far *f) {
     const fe_ring *ring = &f->ring;
-    return !f->under_way && !f->held_count && !command_waits(f) &&
+    return !f->under_way && !f->held_count && !kernel_waits(f) &&
            atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
 }
 

@@ -39,7 +39,7 @@ struct fe_far {
     fe_held *held; /* retried in turn: what one peer does not take must not keep another waiting */
     int held_count, held_room;
     bool stop_said;
-    uint64_t commands; /* of kernels, taken so far */
+    uint64_t kernel_orders; /* taken so far */
     /* shared */
     _Atomic bool leaving, stirred;
     _Atomic uint32_t doorbell, asleep; /* futex word of an idle proxy; 1 while it sleeps */

@@ -5,7 +5,7 @@
 #define FERRY_LINK_ROOM_H
 
 #include "heap/heap.h"
-#include "link/command.h"
+#include "link/kernel_order.h"
 
 /* A note on its way to another host. */
 typedef struct fe_letter {
@@ -55,19 +55,19 @@ static inline uint64_t fe_room_mirror(const fe_heap *h, int half, int host) {
 static inline uint64_t fe_room_bounce(const fe_heap *h, int i) {
     return fe_room_mirror(h, 2, 0) + (size_t)i * FE_BOUNCE;
 }
-/* Only where ranks have a post: orders of kernels (link/command.h); and a range on its way to the rank's space, or (out) from it. */
-static inline uint64_t fe_room_commands(const fe_heap *h) {
+/* Only where ranks have a post: orders of kernels (link/kernel_order.h); and a range on its way to the rank's space, or (out) from it. */
+static inline uint64_t fe_room_orders(const fe_heap *h) {
     return fe_room_bounce(h, FE_BOUNCES);
 }
 static inline uint64_t fe_room_parcel(const fe_heap *h, bool out, int rank) {
-    return fe_room_commands(h) + FE_COMMANDS * sizeof(fe_kernel_order) +
+    return fe_room_orders(h) + FE_KERNEL_ORDERS * sizeof(fe_kernel_order) +
            ((out ? (size_t)h->ranks : 0) + (size_t)rank) * FE_PARCEL;
 }
 /* All of it, for fe_heap.far_bytes. */
 static inline size_t fe_room_bytes(const fe_heap *h) {
     fe_heap at_zero = {.ranks = h->ranks, .hosts = h->hosts};
     if (h->hosts.count <= 1) return 0;
-    return (h->memory ? fe_room_parcel(&at_zero, true, h->ranks) : fe_room_commands(&at_zero)) + 4096;
+    return (h->memory ? fe_room_parcel(&at_zero, true, h->ranks) : fe_room_orders(&at_zero)) + 4096;
 }
 
 #endif

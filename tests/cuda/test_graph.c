@@ -76,7 +76,7 @@ static void same_row(void *context, int rank, int64_t slot, uint8_t *data) {
 
 static bool compare(things *t, const oracle *o, const step *mine, int n) {
     uint16_t want[COLUMNS];
-    uint64_t scratch[COLUMNS];
+    uint64_t scratch[COLUMNS * 3 / 2]; /* over several hosts, half as much again */
     oracle_combine m = {.columns = COLUMNS,
                         .in_type = FERRY_BF16,
                         .out_type = FERRY_BF16,
@@ -96,6 +96,7 @@ static bool check(things *t, int s, int n) {
     step *all = calloc(RANKS, sizeof *all);
     oracle_tokens tokens[RANKS];
     oracle_config config = {.ranks = RANKS,
+                            .hosts = ranks_hosts(),
                             .experts = EXPERTS,
                             .topk = TOPK,
                             .max_tokens = TOKENS,

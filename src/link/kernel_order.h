@@ -1,13 +1,13 @@
 /* Orders of kernels for the proxy: a ring in the rank's post, which kernels fill and the proxy empties. Many writers, which take turns by a
  * counter in the GPU's memory, and one reader. The slot of position p says whose it is: its turn is twice the number of times that the ring
  * has gone round before, and it is p's writer's; one more, it is full. C and C++. */
-#ifndef FERRY_LINK_COMMAND_H
-#define FERRY_LINK_COMMAND_H
+#ifndef FERRY_LINK_KERNEL_ORDER_H
+#define FERRY_LINK_KERNEL_ORDER_H
 
 #include "base/pure.h"
 #include "heap/cell.h"
 
-#define FE_COMMANDS 1024
+#define FE_KERNEL_ORDERS 1024
 
 typedef struct fe_kernel_order {
 #ifdef __cplusplus
@@ -26,7 +26,7 @@ typedef struct fe_kernel_order {
 } fe_kernel_order;
 
 FE_PURE uint32_t fe_kernel_turn(uint64_t position) {
-    return (uint32_t)(position / FE_COMMANDS * 2);
+    return (uint32_t)(position / FE_KERNEL_ORDERS * 2);
 }
 
 #endif
