@@ -23,6 +23,7 @@ THROUGHPUT, LATENCY = range(2)
 SIGNAL_SET, SIGNAL_ADD = range(2)
 EQ, NE, GT, GE, LT, LE = range(6)
 OVERFLOW_ERROR, OVERFLOW_DROP = range(2)
+ORDER_RANK, ORDER_CHOICE = range(2)
 CAST_NONE, CAST_E4M3, CAST_E4M3_POW2, CAST_E4M3_UE8M0 = range(4)
 MAX_DIMS = 4
 MAX_TOPK = 64
@@ -106,6 +107,7 @@ class RouteConfig(Sized):
         ("rank_capacity", C.c_int64),
         ("overflow", C.c_int),
         ("packed", C.c_int),
+        ("order", C.c_int),
     ]
 
 
@@ -245,7 +247,7 @@ FUNCTIONS: Dict[str, Tuple[List[Any], Any]] = {
     "ferry_combine": ([_route, _P(CombineIn), _P(CombineOut), _P(CombineOptions), _stream], _int),
     "ferry_combine_send": ([_route, _P(CombineIn), _P(CombineOptions), _stream], _int),
     "ferry_combine_recv": ([_route, _P(CombineOut), _stream], _int),
-    "ferry_combine_buffer": ([_route, _int, C.c_int64, _P(Tensor)], _int),
+    "ferry_combine_buffer": ([_route, _int, C.c_int64, _P(Tensor), _stream], _int),
 }
 
 _PLAIN = {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ctypes as C
 import sys
 import weakref
-from collections import deque
 from contextlib import nullcontext
-from typing import Any, Callable, ContextManager, Deque, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
 from . import _array, _c, errors
 from ._c import lib
-from ._stream import Event, Stream, StreamLike, native_of
+from ._held import Held, capturing, leave_parked
+from ._stream import Event, Stream, StreamLike, destroy_event, destroy_stream, native_of
 from .heap import Heap
 from .route import LAYOUTS, Route, choose
 
@@ -27,21 +27,6 @@ def unique_id() -> bytes:
     made = _c.UniqueId()
     lib.ferry_unique_id_create(C.byref(made))
     return bytes(bytearray(made))
-
-
-class _Held:
-    """The C group. It is left when the last that needs it is gone: the Group, its routes, views of its memory."""
-
-    _destroy = lib.ferry_group_destroy
-
-    def __init__(self, pointer: int):
-        self.pointer = pointer
-        self.keep: List[Any] = []  # what calls on its streams may still look at
-
-    def __del__(self) -> None:
-        # The garbage collector may come here before a route or a stream of the same heap of garbage: they look at `pointer`.
-        pointer, self.pointer = self.pointer, 0
-        self._destroy(pointer)
 
 
 class Group:
@@ -104,14 +89,15 @@ class Group:
     ):
         config, keep = _config(locals())
         pointer = C.c_void_p()
+        leave_parked()
         with _device(device) as self.device_index:
             _create(config, rank, ranks, unique_id, allgather, pointer)
         del keep
-        self._held: Optional[_Held] = _Held(pointer.value or 0)
+        self._held: Optional[Held] = Held(pointer.value or 0)
         self._children: "weakref.WeakSet[Any]" = weakref.WeakSet()
         self._streams: "weakref.WeakValueDictionary[int, Stream]" = weakref.WeakValueDictionary()
         self._wrapped: Dict[int, Stream] = {}  # by the address of the CUDA stream
-        self._dropped: Deque[Tuple[int, Set[int], bool]] = deque()  # routes that nothing refers to; any thread appends
+        self._fading: Set[int] = set()  # streams that nothing refers to, and that are not empty yet
         self._retired: List[Tuple[int, List[Event]]] = []  # routes that streams have yet to pass
         self._captured = False  # a graph that may be replayed uses it
         self._keeper: Optional[List["Group"]] = None  # of groups that are captured
@@ -156,9 +142,11 @@ class Group:
 
     def stream(self, native: Any = None) -> Stream:
         """A stream of the group's device, or one that wraps a CUDA stream of the caller's: see `ferry.Stream`."""
+        self._sweep()
         return Stream(self, native)
 
     def event(self) -> Event:
+        self._sweep()
         return Event(self)
 
     def barrier(self, *, stream: StreamLike = None) -> None:
@@ -206,11 +194,11 @@ class Group:
         held, self._held = self._held, None
         if held is None:
             return
+        held.given_up = True
         for child in list(self._children):
-            child._abandon(held)
+            child._abandon()
         self._wrapped.clear()
-        self._dropped.clear()  # freed with the group, like the retired
-        self._retired.clear()
+        self._retired.clear()  # freed with the group
 
     def __enter__(self) -> "Group":
         return self
@@ -251,8 +239,7 @@ class Group:
         return self._wrapped[native]._c
 
     def _capturing(self) -> bool:
-        torch = sys.modules.get("torch")
-        return self._device == _c.CUDA and torch is not None and torch.cuda.is_current_stream_capturing()
+        return self._device == _c.CUDA and capturing()
 
     def _enter_graph(self) -> None:
         if not self._captured and self._keeper is not None:
@@ -261,24 +248,40 @@ class Group:
 
     def _retire(self, route: int, used: Set[int], captured: bool) -> None:
         """Frees a route when the streams that it was used on have passed it."""
-        if self._held is None or not self._held.pointer or captured or self._capturing():
+        held = self._held
+        if held is None or not held.pointer or captured or self._capturing():
             return  # freed with the group: a graph that is replayed still uses it
-        streams = [self._streams[p] for p in used if p in self._streams]
-        busy = [s.record() for s in streams if not s.idle]
+        busy = [self._record(p) for p in used if p in held.streams and not lib.ferry_stream_idle(p)]
         if busy:
             self._retired.append((route, busy))
         else:
             lib.ferry_route_destroy(route)
 
+    def _record(self, stream: int) -> Event:
+        event = Event(self)
+        lib.ferry_event_record(event._c, stream)
+        return event
+
     def _sweep(self) -> None:
-        if not (self._dropped or self._retired) or self._capturing():
+        """Frees what nothing refers to any more. Only the group's own thread comes here."""
+        held = self._held
+        if held is None or not (held.dropped or self._retired or self._fading) or self._capturing():
             return
-        while self._dropped:
-            self._retire(*self._dropped.popleft())
+        while held.dropped:
+            what, pointer, of_route = held.dropped.popleft()
+            if what == "event":
+                destroy_event(held, pointer)
+            elif what == "stream":
+                self._fading.add(pointer)
+            else:
+                self._retire(pointer, *of_route)
         done = [r for r in self._retired if all(e.done for e in r[1])]
         self._retired = [r for r in self._retired if r not in done]
         for route, _ in done:
             lib.ferry_route_destroy(route)
+        for pointer in [p for p in self._fading if lib.ferry_stream_idle(p)]:
+            self._fading.remove(pointer)
+            destroy_stream(held, pointer)
 
     def _allocating(self, where: Optional[int]) -> ContextManager[Any]:
         """New arrays of a call are made inside it."""

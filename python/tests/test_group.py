@@ -5,6 +5,7 @@ import queue
 import socket
 import threading
 import time
+import weakref
 
 import numpy as np
 from harness import alone, each, on_ranks, raises
@@ -229,6 +230,80 @@ def test_routes_dropped_by_other_threads():
             assert freed == [threading.get_ident()] * 1001
     finally:
         lib.ferry_route_destroy = destroy
+
+
+def test_streams_dropped_by_other_threads():
+    """So with streams and events; and what a stream's calls use lives until it is empty."""
+    lib, freed, names = ferry._c.lib, [], ("ferry_stream_destroy", "ferry_event_destroy")
+    before = {name: getattr(lib, name) for name in names}
+    for name in names:
+        setattr(lib, name, lambda it, to=before[name]: (freed.append(threading.get_ident()), to(it)))
+    try:
+        with alone() as g:
+            stream, there, go = g.stream(), [np.zeros(256, np.float32)], threading.Event()
+            array, gone = weakref.ref(there[0]), []
+            weakref.finalize(there[0], gone.append, 1)
+            stream.call(go.wait)
+            g.broadcast(there[0], stream=stream)  # which keeps the array
+            there.append(stream.record())
+            there.append(stream)
+            del stream
+            thread = threading.Thread(target=there.clear)
+            thread.start()
+            thread.join()
+            gc.collect()
+            assert not freed and array() is not None
+            g.event().close()  # the stream waits: it is looked at, and left alone
+            assert len(freed) == 2 and array() is not None
+            go.set()
+            while not gone:
+                g.event().close()
+            assert set(freed) == {threading.get_ident()}
+    finally:
+        for name in names:
+            setattr(lib, name, before[name])
+
+
+def test_a_half_keeps_its_stream():
+    with alone() as g:
+        route = g.route(np.zeros((4, 1), np.int64))
+        pending = route.dispatch_send(np.ones((4, 256), np.float16), stream=g.stream())
+        gc.collect()
+        [g.event() for _ in range(3)]
+        got = pending.recv().rows
+        pending._call.on.sync()
+        assert (got == 1).all()
+
+
+def test_a_group_dropped_while_it_works():
+    """The last handle is dropped with calls on a stream: they are carried out before the group is left."""
+    g, slept = alone(), []
+    stream, route = g.stream(), g.route(np.zeros((4, 1), np.int64))
+    stream.call(lambda: (time.sleep(0.2), slept.append(1)))
+    got = route.dispatch(np.ones((4, 256), np.float16), stream=stream).rows
+    del g, stream, route
+    gc.collect()
+    assert slept == [1] and (got == 1).all()
+
+
+def test_a_group_dropped_in_a_capture():
+    """Nothing is freed during a capture; what was dropped meanwhile is, when the next group is made."""
+    import ferry._held as held
+
+    lib, left, captures = ferry._c.lib, [], [True]
+    destroy, asked = lib.ferry_group_destroy, held.capturing
+    lib.ferry_group_destroy = lambda group: (left.append(1), destroy(group))
+    held.capturing = lambda: captures[0]
+    try:
+        g = alone()
+        del g
+        gc.collect()
+        assert not left
+        captures[0] = False
+        alone().close()
+        assert left == [1, 1]
+    finally:
+        lib.ferry_group_destroy, held.capturing = destroy, asked
 
 
 def test_broadcast_and_allgather():

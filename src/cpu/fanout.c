@@ -151,7 +151,7 @@ ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass) {
         .crew = crew, .pass = pass, .far = &pass->route->far, .stride = (size_t)pass->await.word[FE_LANDED_STRIDE]};
     for (int i = 0; i < heap->hosts.each; i++) {
         int r = fe_hosts_rank(&heap->hosts, heap->hosts.mine, i);
-        j->target[r] = fe_target_read(heap, pass->half, r);
+        j->target[r] = fe_target_read(heap, pass, r);
         j->target[r].room = room_of(j, r);
     }
     for (int h = 0; h < heap->hosts.count; h++) {

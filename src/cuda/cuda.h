@@ -19,6 +19,7 @@
 
 typedef struct fe_cuda_own { /* device memory of this rank alone */
     uint32_t broken;         /* a pass has failed for good: later ones do nothing */
+    uint64_t era;            /* of the group: a graph that was captured in another is not run */
     /* Blocks of a launch that are through with their move; the last one clears it. Passes of a tide and half come one after another
      * (fe_flight), so the first words are theirs; other passes take turns with the rest. */
     uint32_t done[FE_CUDA_TIDES * 2 + FE_CUDA_TICKETS];
@@ -26,6 +27,17 @@ typedef struct fe_cuda_own { /* device memory of this rank alone */
     uint64_t epoch[FE_CUDA_TIDES][2]; /* of the last step of the tide and half */
     unsigned long long orders;        /* that kernels have given to the proxy */
 } fe_cuda_own;
+
+/* What is wrong with a step, and not with the group. */
+typedef struct fe_cuda_soft {
+    uint32_t
+        status; /* FERRY_INVALID or FERRY_OVERFLOW of a route, MISMATCH or TIMEOUT of a lenient pass; written last */
+    int32_t choice;  /* INVALID */
+    uint64_t launch; /* which says it */
+    int64_t token, index;
+    fe_totals totals; /* OVERFLOW */
+    uint64_t word;    /* TIMEOUT: what a wait for a word saw */
+} fe_cuda_soft;
 
 /* What a kernel has to say to the host: pinned memory, mapped. */
 typedef struct fe_cuda_report {
@@ -35,12 +47,9 @@ typedef struct fe_cuda_report {
     uint64_t epoch, ours[FE_CELL_WORDS], theirs[FE_CELL_WORDS];
     fe_explain_fn explain;
     uint64_t seen[FERRY_MAX_RANKS]; /* TIMEOUT: how far each rank had come */
-    uint32_t soft; /* FERRY_INVALID or FERRY_OVERFLOW of a route, or TIMEOUT of a lenient wait; written last */
-    int32_t choice;
-    uint64_t soft_of; /* which launch says it */
-    int64_t token, index;
-    fe_totals totals;
-    uint64_t word; /* old value of an atomic; the word that a wait saw */
+    uint64_t word;                  /* TIMEOUT without an epoch: what was seen of the word that was waited for */
+    uint64_t old;                   /* of an atomic */
+    fe_cuda_soft soft[2];           /* [1]: of passes that their caller waits for, which tell him alone */
 } fe_cuda_report;
 
 typedef struct fe_cuda_world { /* a group as kernels see it */
@@ -60,7 +69,10 @@ typedef struct fe_cuda_world { /* a group as kernels see it */
     const uint32_t *aborted; /* of this rank's control block in host memory; NULL where that cannot be mapped */
     uint32_t *waiting;
     fe_map map; /* with arrays in device memory */
-    uint64_t scratch_at, timeout_ns;
+    uint64_t scratch_at, timeout_ns, era;
+    uint32_t masked[FERRY_MAX_RANKS /
+                    32]; /* a bit a rank. Here, where all lanes read a word at once, a look costs no load */
+    const uint8_t *mask; /* [ranks] the same for kernels of the caller's. Device memory */
 } fe_cuda_world;
 
 /* Beside fe_table, for kernels: where each row goes, ready to use. */
@@ -84,6 +96,7 @@ typedef struct fe_cuda_args {
     fe_cuda_world world;
     int blocks, ticket;
     uint64_t number; /* of the launch, from 1; one of a graph keeps it */
+    int awaited;     /* 1: the caller waits for the pass, and is told what is wrong with it */
     int early;       /* kernels are of code that has fe_after_stream: they may be set up ahead */
     int route_warps; /* of a block of count and place, and its shared memory */
     size_t route_shared;

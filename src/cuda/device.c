@@ -35,8 +35,9 @@ static ferry_status choose_blocks(fe_engine *engine, const struct cudaDeviceProp
                    engine->heap.rank, engine->map->homes);
 }
 
-/* One table in device memory: addresses of all spaces and posts, then the arrays of the map and of the hosts. post: as kernels address it. */
-static ferry_status upload_tables(fe_engine *engine, char *const *post) {
+/* One table in device memory: addresses of all spaces and posts, then the arrays of the map and of the hosts, and what is known of each rank.
+ * Kernels of the caller's have been told its address: it stays where it is. */
+static ferry_status upload_tables(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     const fe_map *map = engine->map;
     const fe_heap *heap = &engine->heap;
@@ -51,14 +52,15 @@ static ferry_status upload_tables(fe_engine *engine, char *const *post) {
                  {map->home_rank, (size_t)map->homes * sizeof(int32_t)},
                  {map->home_expert, (size_t)map->homes * sizeof(int32_t)},
                  {fe_cuda_memory_linked(heap), (size_t)heap->ranks},
-                 {post, (size_t)heap->ranks * sizeof *post},
+                 {cuda->posts, (size_t)heap->ranks * sizeof *cuda->posts},
                  {hosts->host_of, (size_t)heap->ranks * sizeof(int)},
                  {hosts->index_of, (size_t)heap->ranks * sizeof(int)},
-                 {hosts->rank_at, (size_t)heap->ranks * sizeof(int)}};
+                 {hosts->rank_at, (size_t)heap->ranks * sizeof(int)},
+                 {(const void *)heap->masked, (size_t)heap->ranks}};
     enum { PARTS = sizeof parts / sizeof *parts };
     size_t at[PARTS + 1] = {0};
     for (int i = 0; i < PARTS; i++) at[i + 1] = at[i] + (parts[i].bytes + 15) / 16 * 16;
-    FE_CUDA_TRY(cudaMalloc(&cuda->tables, at[PARTS]), heap->rank, "taking GPU memory for tables");
+    if (!cuda->tables) FE_CUDA_TRY(cudaMalloc(&cuda->tables, at[PARTS]), heap->rank, "taking GPU memory for tables");
     for (int i = 0; i < PARTS; i++)
         FE_CUDA_TRY(cudaMemcpyAsync((char *)cuda->tables + at[i], parts[i].from, parts[i].bytes, cudaMemcpyHostToDevice,
                                     cuda->stream),
@@ -79,6 +81,7 @@ static ferry_status upload_tables(fe_engine *engine, char *const *post) {
     cuda->world.hosts.index_of = (int *)(void *)(base + at[9]);
     cuda->world.hosts.rank_at = (int *)(void *)(base + at[10]);
     cuda->world.near_ranks = hosts->each;
+    cuda->world.mask = (const uint8_t *)(base + at[11]);
     return FERRY_OK;
 }
 
@@ -89,17 +92,19 @@ static int pinned_rank(const fe_heap *heap, int i) {
 
 /* The control block lies in host memory that other processes write: the GPU reads `aborted` there, and writes `waiting`. Over several hosts
  * the post lies behind it, and kernels use those of all near ranks. */
-static ferry_status map_posts(fe_engine *engine, char **post) {
+static ferry_status map_posts(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     const fe_heap *heap = &engine->heap;
     int count = fe_heap_staged(heap) ? heap->hosts.each : 1;
-    for (int r = 0; r < heap->ranks; r++) post[r] = heap->post[r];
+    cuda->posts = calloc((size_t)heap->ranks, sizeof *cuda->posts);
+    if (!cuda->posts) return fe_fail(FERRY_NOMEM, "rank %d: no memory for tables", heap->rank);
+    for (int r = 0; r < heap->ranks; r++) cuda->posts[r] = heap->post[r];
     for (; cuda->pinned < count; cuda->pinned++) {
         int r = pinned_rank(heap, cuda->pinned);
         char *there;
         FE_CUDA_TRY(fe_cuda_pin(heap->base[r], heap->bytes, &there), heap->rank,
                     "mapping the heap's host memory for the GPU");
-        if (fe_heap_staged(heap)) post[r] = there + (heap->post[r] - heap->base[r]);
+        if (fe_heap_staged(heap)) cuda->posts[r] = there + (heap->post[r] - heap->base[r]);
         if (r != heap->rank) continue;
         cuda->world.aborted = (const uint32_t *)(void *)(there + offsetof(fe_control, aborted));
         cuda->world.waiting = (uint32_t *)(void *)(there + offsetof(fe_control, waiting));
@@ -108,7 +113,7 @@ static ferry_status map_posts(fe_engine *engine, char **post) {
 }
 
 /* What kernels need where ranks are on several hosts. */
-static ferry_status fill_far(fe_engine *engine, char *const *post) {
+static ferry_status fill_far(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     fe_cuda_world *w = &cuda->world;
     const fe_heap *heap = &engine->heap;
@@ -120,20 +125,8 @@ static ferry_status fill_far(fe_engine *engine, char *const *post) {
     FE_CUDA_TRY(cudaMalloc(&cuda->stage, FE_CUDA_SCRATCH), heap->rank, "taking GPU memory for meetings");
     w->board_blocks = cuda->blocks;
     w->space_bytes = heap->space_bytes;
-    w->orders = (fe_kernel_order *)(void *)(post[heap->rank] + fe_room_orders(heap));
+    w->orders = (fe_kernel_order *)(void *)(cuda->posts[heap->rank] + fe_room_orders(heap));
     return FERRY_OK;
-}
-
-static ferry_status fill_posts(fe_engine *engine) {
-    char **post = calloc((size_t)engine->heap.ranks, sizeof *post);
-    if (!post) return fe_fail(FERRY_NOMEM, "rank %d: no memory for tables", engine->heap.rank);
-    ferry_status status = map_posts(engine, post);
-    if (status == FERRY_OK) status = upload_tables(engine, post);
-    if (status == FERRY_OK) status = fill_far(engine, post);
-    if (status == FERRY_OK)
-        status = fe_cuda_ok(cudaStreamSynchronize(fe_cuda_of(engine)->stream), engine->heap.rank, "preparing the GPU");
-    free(post);
-    return status;
 }
 
 static ferry_status fill_world(fe_engine *engine) {
@@ -151,7 +144,10 @@ static ferry_status fill_world(fe_engine *engine) {
     cuda->world.ranks = engine->heap.ranks;
     cuda->world.scratch_at = engine->heap.scratch_at;
     cuda->world.timeout_ns = (uint64_t)engine->watch.timeout_ns;
-    return fill_posts(engine);
+    FE_TRY(map_posts(engine));
+    FE_TRY(upload_tables(engine));
+    FE_TRY(fill_far(engine));
+    return fe_cuda_ok(cudaStreamSynchronize(cuda->stream), rank, "preparing the GPU");
 }
 
 static ferry_status prepare_kernels(const fe_engine *engine) {
@@ -185,13 +181,57 @@ static ferry_status open_device(fe_engine *engine) {
     return status;
 }
 
+/* ---- agreements ---- */
+
+static void drain_device(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    for (fe_cuda_stream *s = cuda->streams; s; s = s->next) fe_cuda_stream_drain((ferry_stream *)s);
+    cudaStreamSynchronize(cuda->stream);
+    if (cuda->waits) cudaStreamSynchronize(cuda->waits);
+}
+
+static void write_mask(fe_engine *engine) {
+    fe_cuda_world *world = &fe_cuda_of(engine)->world;
+    memset(world->masked, 0, sizeof world->masked);
+    for (int r = 0; r < world->ranks; r++)
+        if (fe_heap_masked(&engine->heap, r)) world->masked[r / 32] |= 1u << r % 32;
+    world->era = engine->heap.era;
+}
+
+/* The device's own words begin as they did when the group was made. */
+static ferry_status begin_own(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    int rank = engine->heap.rank;
+    FE_CUDA_TRY(cudaMemsetAsync(cuda->world.own, 0, sizeof(fe_cuda_own), cuda->stream), rank, "clearing GPU memory");
+    FE_CUDA_TRY(cudaMemcpyAsync(&cuda->world.own->era, &cuda->world.era, sizeof cuda->world.era, cudaMemcpyHostToDevice,
+                                cuda->stream),
+                rank, "telling the GPU the era");
+    memset(cuda->world.report, 0, sizeof(fe_cuda_report));
+    atomic_store(&fe_heap_control(&engine->heap, rank)->waiting, 0);
+    cuda->told = false;
+    cuda->untold.status = FERRY_OK;
+    return FERRY_OK;
+}
+
+static ferry_status renew_device(fe_engine *engine, size_t body_bytes) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    const fe_heap *heap = &engine->heap;
+    char *space = heap->space[heap->rank];
+    FE_TRY(fe_cuda_enter(engine));
+    write_mask(engine);
+    FE_TRY(begin_own(engine));
+    FE_TRY(upload_tables(engine));
+    FE_CUDA_TRY(cudaMemsetAsync(space, 0, heap->scratch_at, cuda->stream), heap->rank, "clearing the cells");
+    FE_CUDA_TRY(cudaMemsetAsync(space + heap->body_at, 0, body_bytes, cuda->stream), heap->rank, "clearing counts");
+    return fe_cuda_ok(cudaStreamSynchronize(cuda->stream), heap->rank, "beginning anew after an agreement");
+}
+
 /* ---- closing ---- */
 
 static void stop_device(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     while (cuda->streams) fe_cuda_stream_destroy((ferry_stream *)cuda->streams);
-    cudaStreamSynchronize(cuda->stream);
-    if (cuda->waits) cudaStreamSynchronize(cuda->waits);
+    drain_device(engine);
 }
 
 static void close_device(fe_engine *engine) {
@@ -202,6 +242,7 @@ static void close_device(fe_engine *engine) {
     while (cuda->pinned > 0) fe_cuda_unpin(engine->heap.base[pinned_rank(&engine->heap, --cuda->pinned)]);
     cudaFree(cuda->world.board);
     cudaFree(cuda->stage);
+    free(cuda->posts);
     cudaFree(cuda->tables);
     cudaFree(cuda->world.own);
     cudaFreeHost(cuda->world.report);
@@ -282,6 +323,7 @@ static ferry_status fill_handle(fe_engine *engine, ferry_device_group *handle) {
     handle->barrier_epoch = &world->own->kernel_barriers;
     handle->aborted = world->aborted;
     handle->timeout_ns = world->timeout_ns;
+    handle->masked = world->mask;
     return FERRY_OK;
 }
 
@@ -292,6 +334,8 @@ static const fe_device device = {
     .open = open_device,
     .stop = stop_device,
     .close = close_device,
+    .drain = drain_device,
+    .renew = renew_device,
     .submit = fe_cuda_submit,
     .extra = fe_cuda_extra_bytes,
     .alloc = alloc,

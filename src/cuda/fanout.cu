@@ -40,7 +40,7 @@ FE_DEVICE void write_topk(const fe_cuda_args &a, const fe_board &b, int source, 
     }
     for (int i = fe_lane(); i < r->fan; i += FE_WARP) {
         int choice = fe_record_order(r)[i], rank = a.world.map.home_rank[fe_record_home(r, s.topk)[choice]];
-        ((int32_t *)fe_board_at(b, rank, FE_AT_SOURCE))[fe_record_slot(r, s.topk)[choice]] =
+        ((int32_t *)(b.space[rank] + a.pass.scatter.source_at))[fe_record_slot(r, s.topk)[choice]] =
             (int32_t)(source * (int64_t)s.max_tokens + r->token);
         if (s.layout != FERRY_LAYOUT_RANK && a.route.table.weights) write_weight(a, b, r, rank, choice);
     }

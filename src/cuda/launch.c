@@ -47,7 +47,7 @@ static int ticket_of(fe_cuda *cuda, const fe_pass *p) {
     return FE_CUDA_TIDES * 2 + (int)(atomic_fetch_add(&cuda->ticket, 1) % FE_CUDA_TICKETS);
 }
 
-static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass) {
+static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass, bool wait) {
     fe_cuda *cuda = fe_cuda_of(engine);
     fe_cuda_args args = {.pass = *pass,
                          .world = cuda->world,
@@ -59,6 +59,7 @@ static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass) {
                          .heap = &engine->heap};
     args.ticket = ticket_of(cuda, pass);
     args.number = atomic_fetch_add(&cuda->launches, 1) + 1;
+    args.awaited = wait;
     if (!pass->route) return args;
     args.route = *pass->route;
     if (args.route.far.boxes) args.world.boxes = *args.route.far.boxes;
@@ -71,18 +72,18 @@ static ferry_status finish(fe_engine *engine, cudaStream_t native, const fe_pass
     FE_CUDA_TRY(cudaStreamSynchronize(native), engine->heap.rank, pass->step);
     FE_TRY(fe_cuda_news(engine));
     FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
-    return fe_cuda_take_soft(engine, pass, number);
+    return fe_cuda_take_own(engine, pass, number);
 }
 
 static ferry_status launch(fe_engine *engine, cudaStream_t native, bool wait, const fe_pass *pass) {
     fe_cuda *cuda = fe_cuda_of(engine);
-    fe_cuda_args args = args_of(engine, pass);
+    fe_cuda_args args = args_of(engine, pass, wait);
     ferry_status status = fe_cuda_ok(launches[pass->move](&args, native), engine->heap.rank, pass->step);
     if (status != FERRY_OK && !fe_cuda_captured(native)) /* the others wait for it */
         fe_cuda_core->fault_note(&engine->fault, status, true);
     if (status != FERRY_OK || !wait) return status;
     FE_TRY(finish(engine, native, pass, args.number));
-    if (pass->move == FE_MOVE_ATOMIC) *pass->atomic.old = cuda->world.report->word;
+    if (pass->move == FE_MOVE_ATOMIC) *pass->atomic.old = cuda->world.report->old;
     return FERRY_OK;
 }
 

@@ -35,7 +35,7 @@ cudaError_t fe_cuda_launch_collect(fe_cuda_args *args, cudaStream_t stream) {
     const fe_collect *c = &args->pass.collect;
     cudaError_t error = cudaSuccess;
     for (int r = 0; error == cudaSuccess && r < args->world.ranks; r++)
-        if (c->root < 0 || c->root == r)
+        if ((c->root < 0 || c->root == r) && !fe_heap_masked(args->heap, r))
             error = carry(args, c->to + (size_t)(c->root < 0 ? r : 0) * c->apart, published(args, r), c->bytes, stream);
     return error;
 }

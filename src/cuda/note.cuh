@@ -66,11 +66,15 @@ FE_DEVICE void fe_tell_fatal(const fe_cuda_args &a, ferry_status status, uint64_
     __threadfence_system();
 }
 
-/* What is wrong with a step, and not with the group. One thread. */
+/* One thread; what the status wants said is there already. */
+FE_DEVICE fe_cuda_soft *fe_soft(const fe_cuda_args &a) {
+    return &a.world.report->soft[a.awaited];
+}
 FE_DEVICE void fe_tell_soft(const fe_cuda_args &a, ferry_status status) {
-    a.world.report->soft_of = a.number;
+    fe_cuda_soft *soft = fe_soft(a);
+    soft->launch = a.number;
     __threadfence_system();
-    *(volatile uint32_t *)&a.world.report->soft = (uint32_t)status;
+    *(volatile uint32_t *)&soft->status = (uint32_t)status;
     __threadfence_system();
 }
 
@@ -88,6 +92,18 @@ FE_DEVICE bool fe_near(const fe_cuda_world &w, int rank) {
 }
 FE_DEVICE fe_cell *fe_cell_of(const fe_cuda_world &w, int owner, int kind, int half, int source) {
     return (fe_cell *)w.post[owner] + ((size_t)kind * 2 + half) * w.ranks + source;
+}
+
+FE_DEVICE bool fe_masked(const fe_cuda_world &w, int rank) {
+    return w.masked[rank / 32] >> rank % 32 & 1;
+}
+/* Does its note come to this rank? */
+FE_DEVICE bool fe_hears(const fe_cuda_world &w, fe_kind kind, int source) {
+    return !fe_masked(w, source) && fe_hosts_hear(&w.hosts, kind, source);
+}
+/* Ranks whose memory steps read and write. */
+FE_DEVICE bool fe_reaches(const fe_cuda_world &w, int rank) {
+    return !fe_masked(w, rank) && fe_near(w, rank);
 }
 
 FE_DEVICE bool fe_give_up(const fe_cuda_args &a, uint64_t *start, ferry_status *why, uint64_t timeout_ns) {
@@ -173,7 +189,7 @@ FE_DEVICE void fe_say(const fe_cuda_args &a, const fe_note &note, uint64_t epoch
         fe_tell_far(a, -1, note.kind, note.word, epoch);
     for (int i = fe_lane(); i < w.ranks; i += FE_WARP) { /* starting behind oneself spreads the stores over owners */
         int owner = (w.rank + 1 + i) % w.ranks;
-        if (!fe_near(w, owner)) continue;
+        if (!fe_reaches(w, owner)) continue;
         fe_cell *cell = fe_cell_of(w, owner, note.kind, note.half, w.rank);
         for (int k = 0; k < FE_CELL_WORDS; k++) cell->word[k] = note.word[k];
         fe_release(&cell->epoch, fe_whole_epoch(a, epoch));
@@ -188,7 +204,7 @@ FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t ep
     for (uint32_t turn = 1;; turn++) {
         bool here = true;
         for (int r = fe_lane(); r < w.ranks; r += FE_WARP)
-            if (fe_hosts_hear(&w.hosts, await.kind, r))
+            if (fe_hears(w, await.kind, r))
                 here = here && fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch) >= whole;
         if (__all_sync(FE_ALL, here)) break;
         if (turn % 256 != 0) continue; /* the clock, and even more the host's word, cost more than a look at a cell */
@@ -197,9 +213,9 @@ FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t ep
         if (!__shfl_sync(FE_ALL, stop, 0)) continue;
         if (fe_lane() == 0 && fe_break(a)) {
             for (int r = 0; r < w.ranks; r++)
-                w.report->seen[r] = fe_hosts_hear(&w.hosts, await.kind, r)
+                w.report->seen[r] = fe_hears(w, await.kind, r)
                                         ? fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch)
-                                        : whole;
+                                        : ~(uint64_t)0;
             fe_tell_fatal(a, why, epoch);
         }
         return false;
@@ -214,7 +230,7 @@ FE_DEVICE bool fe_agree(const fe_cuda_args &a, const fe_await &await, uint64_t e
     const fe_cuda_world &w = a.world;
     int other = w.ranks;
     for (int r = fe_lane(); await.same && r < w.ranks; r += FE_WARP) {
-        if (!fe_hosts_hear(&w.hosts, await.kind, r) || !fe_hosts_read(&w.hosts, await.kind, r)) continue;
+        if (!fe_hears(w, await.kind, r) || !fe_hosts_read(&w.hosts, await.kind, r)) continue;
         for (int k = 0; k < FE_CELL_WORDS; k++)
             if ((await.same >> k & 1) && fe_cell_of(w, w.rank, await.kind, await.half, r)->word[k] != await.word[k] &&
                 r < other)
@@ -266,6 +282,18 @@ FE_DEVICE void fe_write_counts(const fe_cuda_args &a, int index, int count) {
 
 /* ---- the acts ---- */
 
+/* Whole warp. Nothing has failed, and the pass was put on its stream since the group last agreed on who is of it? A graph may be older: that
+ * breaks the rank. Both words are asked for before either is looked at. */
+FE_DEVICE bool fe_in_force(const fe_cuda_args &a) {
+    uint64_t era = *(volatile uint64_t *)&a.world.own->era;
+    uint32_t broken = *(volatile uint32_t *)&a.world.own->broken;
+    if (broken) return false;
+    if (era == a.world.era) return true;
+    if (fe_lane() == 0 && fe_break(a)) fe_tell_fatal(a, FERRY_INVALID, 0);
+    __syncwarp();
+    return false;
+}
+
 /* Does the pass begin a step of its tide (and count it), or go on with one? */
 FE_DEVICE bool fe_begins(const fe_pass &p) {
     return p.announce.used ||
@@ -279,7 +307,7 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     fe_after_stream();
     *epoch = *(volatile uint64_t *)&a.world.own->epoch[fe_pass_tide(&p)][p.half] + (fe_begins(p) ? 1 : 0);
     if (threadIdx.x < FE_WARP) {
-        bool good = *(volatile uint32_t *)&a.world.own->broken == 0;
+        bool good = fe_in_force(a);
         if (good && p.announce.used && blockIdx.x == 0) fe_say(a, p.announce, *epoch);
         if (good && p.await.used) {
             uint64_t until = p.await.kind == FE_COUNTED ? *epoch - 1 : *epoch;

@@ -63,7 +63,7 @@ FE_DEVICE const char *fe_row_from(const fe_cuda_args &a, const fe_board &b, fe_c
 FE_DEVICE unsigned fe_offer_bits(const fe_cuda_args &a, const fe_board &b) {
     unsigned bits = 0;
     for (int i = (int)threadIdx.x; i < a.world.ranks; i += (int)blockDim.x)
-        if (fe_near(a.world, i))
+        if (fe_reaches(a.world, i))
             bits |= fe_bits_of(fe_board_at(b, i, FE_OFFER_ROWS), (int64_t)b.note[i].word[FE_OFFER_STRIDE]);
     return bits;
 }

@@ -30,12 +30,21 @@ FE_DEVICE int64_t index_at(const ferry_tensor &idx, int64_t token, int64_t k) {
     return idx.dtype == FERRY_INT32 ? ((const int32_t *)idx.data)[at] : ((const int64_t *)idx.data)[at];
 }
 
-/* A place more for the token: RANK keeps ranks ascending (insertion: a token goes to few), the others choice order. */
-FE_DEVICE void add_place(fe_cuda_place *go, int fan, int rank, int choice, bool by_rank) {
+/* A place more for the token: with `ascending` ranks stay so (insertion: a token goes to few). */
+FE_DEVICE void add_place(fe_cuda_place *go, int fan, int rank, int choice, bool ascending) {
     int at = fan;
-    for (; by_rank && at > 0 && go[at - 1].rank > rank; at--) go[at] = go[at - 1];
+    for (; ascending && at > 0 && go[at - 1].rank > rank; at--) go[at] = go[at - 1];
     go[at].rank = rank;
     go[at].slot = choice;
+}
+
+/* A rank is met again: its row is summed where this choice stands. */
+FE_DEVICE void move_to_end(fe_cuda_place *go, int fan, int rank) {
+    int i = 0;
+    while (go[i].rank != rank) i++;
+    fe_cuda_place place = go[i];
+    for (; i + 1 < fan; i++) go[i] = go[i + 1];
+    go[i] = place;
 }
 
 FE_DEVICE void count_token(const fe_cuda_args &a, int64_t token, int32_t *hist) {
@@ -44,7 +53,7 @@ FE_DEVICE void count_token(const fe_cuda_args &a, int64_t token, int32_t *hist) 
     int32_t *home = a.route.table.home + token * s.topk;
     fe_cuda_place *at = a.extra.at + token * s.topk, *go = a.extra.go + token * s.topk;
     const ferry_tensor &w = a.route.topk_weights;
-    bool by_rank = s.layout == FERRY_LAYOUT_RANK;
+    bool by_rank = s.layout == FERRY_LAYOUT_RANK, ascending = by_rank && s.order == FERRY_ORDER_RANK;
     int fan = 0;
     for (int k = 0; k < s.topk; k++) {
         int64_t expert = index_at(a.route.topk_idx, token, k);
@@ -65,9 +74,14 @@ FE_DEVICE void count_token(const fe_cuda_args &a, int64_t token, int32_t *hist) 
                 ((const float *)w.data)[token * w.strides[0] + k * w.strides[1]];
         if (new_rank) atomicAdd(&hist[rank], 1);
         if (new_home) atomicAdd(&hist[s.ranks + h], 1);
-        if (by_rank ? new_rank : new_home) add_place(go, fan++, rank, k, by_rank);
+        if (by_rank ? new_rank : new_home)
+            add_place(go, fan++, rank, k, ascending);
+        else if (by_rank && !ascending && h >= 0)
+            move_to_end(go, fan, rank);
     }
     for (; fan < s.topk; fan++) go[fan].rank = go[fan].slot = -1;
+    if (s.renormalise && a.route.table.weights)
+        fe_renormalise(&s, &a.route.topk_idx, home, a.route.table.weights + token * s.topk, token);
 }
 
 namespace ferry {
@@ -91,10 +105,10 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) count(const __grid_con
     if (!fe_close(a, epoch)) return;
     uint64_t wrong = *(volatile uint64_t *)a.extra.wrong;
     if (wrong == ~(uint64_t)0) return;
-    fe_cuda_report *r = a.world.report;
-    r->token = (int64_t)(wrong / FERRY_MAX_TOPK);
-    r->choice = (int32_t)(wrong % FERRY_MAX_TOPK);
-    r->index = index_at(a.route.topk_idx, r->token, r->choice);
+    fe_cuda_soft *soft = fe_soft(a);
+    soft->token = (int64_t)(wrong / FERRY_MAX_TOPK);
+    soft->choice = (int32_t)(wrong % FERRY_MAX_TOPK);
+    soft->index = index_at(a.route.topk_idx, soft->token, soft->choice);
     fe_tell_soft(a, FERRY_INVALID);
 }
 } // namespace ferry
@@ -124,7 +138,7 @@ __global__ void __launch_bounds__(256, 1) spread(const __grid_constant__ fe_cuda
         int32_t value = i == FE_COUNT_TOKENS ? s.tokens : 0;
         if (i >= FE_COUNT_HEADER) value = total_of(a, i - FE_COUNT_HEADER, count_blocks);
         for (int r = (int)blockIdx.x; r < s.ranks; r += (int)gridDim.x)
-            if (fe_near(a.world, r)) ((int32_t *)counts_of(a, r, s.rank))[i] = value;
+            if (fe_reaches(a.world, r)) ((int32_t *)counts_of(a, r, s.rank))[i] = value;
     }
     fe_close(a, epoch);
 }
@@ -366,7 +380,7 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) place(const __grid_con
     if (!fe_close(a, epoch)) return;
     if (v.totals.overflow_rank < 0 || s.overflow != FERRY_OVERFLOW_ERROR) return;
     send_nothing(a);
-    a.world.report->totals = v.totals;
+    fe_soft(a)->totals = v.totals;
     fe_tell_soft(a, FERRY_OVERFLOW);
 }
 } // namespace ferry

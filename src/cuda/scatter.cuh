@@ -21,7 +21,7 @@ FE_DEVICE char *fe_scales_to(const fe_board &b, fe_cuda_place to) {
  * scales: their places count too. */
 FE_DEVICE int fe_scatter_unit(const fe_cuda_args &a, const fe_board &b, unsigned bits, bool scales) {
     for (int r = (int)threadIdx.x; r < a.world.ranks; r += (int)blockDim.x) {
-        if (!fe_near(a.world, r)) continue;
+        if (!fe_reaches(a.world, r)) continue;
         uint64_t strides = b.note[r].word[FE_AT_STRIDES];
         bits |= fe_bits_of(fe_board_at(b, r, FE_AT_ROWS), (int64_t)(strides >> 32));
         if (scales) bits |= fe_bits_of(fe_board_at(b, r, FE_AT_SCALES), (int64_t)strides);
@@ -79,7 +79,7 @@ FE_DEVICE void fe_write_weight(const fe_cuda_args &a, const fe_board &b, int tok
 FE_DEVICE void fe_write_topk(const fe_cuda_args &a, const fe_board &b, int token, fe_cuda_place to, uint32_t places) {
     const fe_shape &shape = a.route.shape;
     if (to.slot >= 0)
-        ((int32_t *)fe_board_at(b, to.rank, FE_AT_SOURCE))[to.slot] =
+        ((int32_t *)(b.space[to.rank] + a.pass.scatter.source_at))[to.slot] =
             (int32_t)(shape.rank * (int64_t)shape.max_tokens + token);
     if (shape.layout == FERRY_LAYOUT_RANK)
         fe_write_ids(a, b, token, to, places);
@@ -177,7 +177,7 @@ FE_DEVICE void fe_write_tails(const fe_cuda_args &a) {
     bool by_rank = shape.layout == FERRY_LAYOUT_RANK;
     for (int i = (int)threadIdx.x; i < w.ranks * width; i += (int)blockDim.x) {
         int r = i / width, u = i - r * width, first = by_rank ? r : w.map.rank_first[r];
-        if (u >= (by_rank ? 1 : fe_map_local(&w.map, r)) || !fe_near(w, r)) continue;
+        if (u >= (by_rank ? 1 : fe_map_local(&w.map, r)) || !fe_reaches(w, r)) continue;
         int32_t *tails = (int32_t *)(w.post[r] + a.pass.scatter.tails_at);
         tails[((size_t)a.pass.half * w.ranks + w.rank) * width + u] = a.route.scratch.keep[first + u];
     }

@@ -42,9 +42,8 @@ __global__ void atomic(const __grid_constant__ fe_cuda_args a) {
     const fe_atomic &t = a.pass.atomic;
     unsigned long long *word = (unsigned long long *)(a.world.space[t.owner] + t.at);
     __threadfence_system();
-    a.world.report->word = t.swap
-                               ? atomicCAS_system(word, (unsigned long long)t.expected, (unsigned long long)t.desired)
-                               : atomicAdd_system(word, (unsigned long long)t.add);
+    a.world.report->old = t.swap ? atomicCAS_system(word, (unsigned long long)t.expected, (unsigned long long)t.desired)
+                                 : atomicAdd_system(word, (unsigned long long)t.add);
     __threadfence_system();
 }
 } // namespace ferry
@@ -94,7 +93,7 @@ __global__ void until(const __grid_constant__ fe_cuda_args a) {
     if (*(volatile uint32_t *)&a.world.own->broken) return;
     for (uint32_t turn = 1; !holds(seen = fe_acquire(word), u.compare, u.value); turn++) {
         if (turn % 256 != 0 || !fe_give_up(a, &start, &why, (uint64_t)u.timeout_ns)) continue;
-        a.world.report->word = seen;
+        fe_soft(a)->word = a.world.report->word = seen;
         if (why == FERRY_TIMEOUT && a.pass.lenient)
             fe_tell_soft(a, FERRY_TIMEOUT);
         else if (fe_break(a))

@@ -46,8 +46,8 @@ typedef struct fe_route_data {
 } fe_route_data;
 
 /* Words of a READY note: where the receiver wants things, as offsets into its heap. */
-enum { FE_AT_ROWS, FE_AT_SCALES, FE_AT_SOURCE, FE_AT_IDS, FE_AT_WEIGHTS, FE_AT_STRIDES, FE_AT_FORMAT };
-/* FE_AT_STRIDES: bytes from row to row, and from one row's scales to the next. */
+enum { FE_AT_ROWS, FE_AT_SCALES, FE_AT_ROUTE, FE_AT_IDS, FE_AT_WEIGHTS, FE_AT_STRIDES, FE_AT_FORMAT };
+/* FE_AT_ROUTE: what kind of route it is, the same on all ranks. FE_AT_STRIDES: bytes from row to row, and from one row's scales to the next. */
 static inline uint64_t fe_strides(uint64_t row, uint64_t scale) {
     return row << 32 | scale;
 }
@@ -77,6 +77,7 @@ typedef struct fe_scatter { /* dispatch, sending side */
     bool topk;                     /* deliver source, ids, weights */
     int64_t stream_bytes;          /* a step that writes more than this writes past the cache */
     uint64_t tails_at;             /* heap offset of [2][ranks][most_local] int32: counts that come with the rows */
+    uint64_t source_at;            /* and of [rows] int32, the same on every rank: where each row came from */
 } fe_scatter;
 
 /* Slots for which a receiver's tensors have room in its space, by the words of its READY note: they may be the caller's, of any size. */
@@ -89,7 +90,7 @@ FE_PURE int64_t fe_room_at(const uint64_t *ready, const fe_shape *shape, const f
         bool used;
     } part[] = {{ready[FE_AT_ROWS], strides >> 32, true},
                 {ready[FE_AT_SCALES], strides & 0xffffffffu, s->scale_bytes != 0},
-                {ready[FE_AT_SOURCE], 4, s->topk},
+                {s->source_at, 4, s->topk},
                 {ready[FE_AT_IDS], each, s->topk && by_rank},
                 {ready[FE_AT_WEIGHTS], each, s->topk && weights}};
     uint64_t room = INT64_MAX;

@@ -1,6 +1,7 @@
 /* Combine: experts' rows back to their tokens' owners, who pull and sum them (docs/protocol.md, "Combine"). */
 #include "base/structs.h"
 #include "exchange/route.h"
+#include "group/calls.h"
 
 #include <stdio.h>
 
@@ -254,6 +255,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_combine_in *in, const 
 static ferry_status submit(const plan *p, const fe_pass *pass, ferry_stream *stream) {
     ferry_group *g = p->r->group;
     FE_TRY(fe_flight_await(g, &g->combine[p->half], stream));
+    fe_group_calls(g, FE_CALL_COMBINE, p->r->id);
     FE_TRY(fe_route_submit(g, stream, pass, false));
     g->combines = p->epoch;
     g->combine[p->half].epoch = p->epoch;
@@ -314,14 +316,15 @@ ferry_status ferry_combine(ferry_route *r, const ferry_combine_in *in, ferry_com
     return receive(&r->group->combine[p.half], stream);
 }
 
-ferry_status ferry_combine_buffer(ferry_route *r, ferry_dtype dtype, int64_t columns, ferry_tensor *rows) {
-    FE_TRY(fe_route_check(r, NULL, "ferry_combine_buffer"));
+ferry_status ferry_combine_buffer(ferry_route *r, ferry_dtype dtype, int64_t columns, ferry_tensor *rows,
+                                  ferry_stream *stream) {
+    FE_TRY(fe_route_check(r, stream, "ferry_combine_buffer"));
     if (!rows) return fe_fail(FERRY_INVALID, "ferry_combine_buffer: rows is NULL");
     ferry_group *g = r->group;
     FE_TRY(check_width(g, "ferry_combine_buffer: rows", dtype, columns));
     int half = (int)((g->combines + 1) & 1);
     FE_TRY(fe_flight_free(&g->combine[half], "combine"));
-    FE_TRY(fe_flight_await(g, &g->combine[half], NULL));
+    FE_TRY(fe_flight_await(g, &g->combine[half], stream));
     void *data = fe_near(&g->engine.heap, g->rank, g->body.back[half].rows);
     *rows = fe_slots_tensor(&r->data.shape, data, dtype, r->info.rows, columns);
     return FERRY_OK;

@@ -1,6 +1,6 @@
 /* Meetings of all ranks: barrier, all-gather, broadcast, and the symmetric heap's allocations. Each is one or more rounds, numbered
  * from the group's beginning; a round is one MEET note to every rank and one from every rank (docs/protocol.md, "Meetings"). */
-#include "group/group.h"
+#include "group/calls.h"
 
 #include <stdio.h>
 
@@ -18,14 +18,14 @@ typedef struct meeting {
 
 enum { WORD_KIND, WORD_BYTES, WORD_ROOT, WORDS };
 
-static const char *name_of(uint64_t kind) {
+const char *fe_meeting_name(uint64_t kind) {
     return kind < sizeof names / sizeof *names ? names[kind] : "nothing known";
 }
 
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
     if (theirs[WORD_KIND] != ours[WORD_KIND])
         return fe_fail(FERRY_MISMATCH, "rank %d is in %s, rank %d in %s", rank, step, other,
-                       name_of(theirs[WORD_KIND]));
+                       fe_meeting_name(theirs[WORD_KIND]));
     if (theirs[WORD_ROOT] != ours[WORD_ROOT])
         return fe_fail(FERRY_MISMATCH, "%s: root is %llu on rank %d, %llu on rank %d", step,
                        (unsigned long long)ours[WORD_ROOT], rank, (unsigned long long)theirs[WORD_ROOT], other);
@@ -81,6 +81,7 @@ static ferry_status call_meeting(ferry_group *g, const meeting *m, ferry_stream 
     FE_TRY(fe_group_own(g, stream, names[m->kind]));
     FE_TRY(fe_group_ready(g, names[m->kind]));
     FE_TRY(fe_flight_await(g, &g->meeting, stream));
+    fe_group_calls(g, FE_CALL_MEETING, m->kind);
     FE_TRY(hold(g, m, stream));
     return fe_flight_mark(g, &g->meeting, stream);
 }
@@ -103,8 +104,7 @@ ferry_status ferry_allgather(ferry_group *g, const void *mine, void *all, size_t
 ferry_status ferry_broadcast(ferry_group *g, void *buffer, size_t bytes, int root, ferry_stream *stream) {
     FE_TRY(fe_group_check(g, "ferry_broadcast"));
     if (bytes && !buffer) return fe_fail(FERRY_INVALID, "ferry_broadcast: buffer is NULL");
-    if (root < 0 || root >= g->ranks)
-        return fe_fail(FERRY_INVALID, "ferry_broadcast: root is %d, ranks are 0 to %d", root, g->ranks - 1);
+    FE_TRY(fe_group_reaches(g, "ferry_broadcast", "root", root));
     meeting m = {.kind = MEET_BROADCAST, .mine = buffer, .all = buffer, .bytes = bytes, .root = root};
     return call_meeting(g, &m, stream);
 }

@@ -59,8 +59,10 @@ static ferry_status make_own(fe_heap *heap) {
         return fe_fail_errno("rank %d: drawing the number of its heap", heap->rank);
     heap->fd = memfd_create("ferry-heap", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (heap->fd < 0) return fe_fail_errno("rank %d: memfd_create of the symmetric heap", heap->rank);
-    if (fchmod(heap->fd, S_IRUSR | S_IWUSR) != 0 || ftruncate(heap->fd, (off_t)heap->bytes) != 0)
-        return fe_fail_errno("rank %d: sizing the symmetric heap to %zu bytes", heap->rank, heap->bytes);
+    if (fchmod(heap->fd, S_IRUSR | S_IWUSR) != 0)
+        return fe_fail_errno("rank %d: closing the symmetric heap to other users", heap->rank);
+    errno = fe_file_resize(heap->fd, (int64_t)heap->bytes);
+    if (errno) return fe_fail_errno("rank %d: sizing the symmetric heap to %zu bytes", heap->rank, heap->bytes);
     /* Nobody may cut the file under a mapping: that would turn a peer's store into SIGBUS. */
     if (fcntl(heap->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
         return fe_fail_errno("rank %d: sealing the symmetric heap", heap->rank);
@@ -190,12 +192,14 @@ static ferry_status make_all(fe_heap *heap, fe_card *card) {
     heap->space = calloc((size_t)heap->ranks, sizeof *heap->space);
     heap->post = calloc((size_t)heap->ranks, sizeof *heap->post);
     heap->mapping = calloc((size_t)heap->ranks, sizeof *heap->mapping);
+    heap->masked = calloc((size_t)heap->ranks, sizeof *heap->masked);
     heap->block_room = 16;
     heap->block = calloc(heap->block_room, sizeof *heap->block);
-    if (!heap->base || !heap->space || !heap->post || !heap->mapping || !heap->block)
+    if (!heap->base || !heap->space || !heap->post || !heap->mapping || !heap->masked || !heap->block)
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the tables of %d ranks", heap->rank, heap->ranks);
     heap->blocks = heap->user_bytes ? 1 : 0;
     heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
+    fe_heap_begin(heap);
     FE_TRY(make_own(heap));
     if (heap->memory) FE_TRY(heap->memory->make(heap, card));
     find_rest(heap, heap->rank);
@@ -221,6 +225,7 @@ void fe_heap_destroy(fe_heap *heap) {
     free(heap->space);
     free(heap->post);
     free(heap->mapping);
+    free((void *)heap->masked);
     free(heap->block);
     *heap = (fe_heap){.fd = -1};
 }

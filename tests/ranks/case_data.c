@@ -8,11 +8,25 @@ static uint64_t mix(uint64_t z) { /* the output function of splitmix64 */
     return z ^ (z >> 31);
 }
 
-static uint64_t key(const xcase *c, int what, int64_t a, int64_t b) {
-    return mix(mix(mix((uint64_t)c->seed + 0x9e3779b97f4a7c15u * (uint64_t)(what + 1)) + (uint64_t)a) + (uint64_t)b);
-}
+enum {
+    KEY_COPIES,
+    KEY_TOKENS,
+    KEY_CHOICE,
+    KEY_WEIGHT,
+    KEY_OTHER,
+    KEY_ROWS,
+    KEY_SCALES,
+    KEY_BIAS,
+    KEY_BACK,
+    KEY_GRAD,
+    KEY_LOST
+};
 
-enum { KEY_COPIES, KEY_TOKENS, KEY_CHOICE, KEY_WEIGHT, KEY_OTHER, KEY_ROWS, KEY_SCALES, KEY_BIAS, KEY_BACK, KEY_GRAD };
+static uint64_t key(const xcase *c, int what, int64_t a, int64_t b) {
+    uint64_t seed = (uint64_t)c->seed +
+                    (what != KEY_COPIES ? (uint64_t)c->again << 40 : 0); /* copies are the group's, not the step's */
+    return mix(mix(mix(seed + 0x9e3779b97f4a7c15u * (uint64_t)(what + 1)) + (uint64_t)a) + (uint64_t)b);
+}
 
 static float small_float(uint64_t bits) {
     return (float)(int64_t)(bits % 2000001) / 1000000.0f - 1.0f;
@@ -120,8 +134,9 @@ static void take_choices(case_data *d, int rank, const case_choices *given) {
 
 static bool make_rank(case_data *d, int rank, const case_choices *given) {
     const xcase *c = &d->c;
-    int tokens = d->tokens[rank] =
-        given ? (int)((given->tokens - rank + c->ranks - 1) / c->ranks) : draw_tokens(c, rank);
+    int tokens = given ? (int)((given->tokens - rank + c->ranks - 1) / c->ranks) : draw_tokens(c, rank);
+    if (d->masked[rank]) tokens = 0;
+    d->tokens[rank] = tokens;
     size_t choices = (size_t)tokens * (size_t)c->topk, in_bytes = case_in_bytes(c);
     d->idx[rank] = malloc(choices * 8 + 1);
     d->weights[rank] = malloc(choices * 4 + 1);
@@ -171,6 +186,7 @@ bool case_build(const xcase *c, const case_choices *given, case_data *d) {
         if (!make_copies(d)) return false;
     }
     d->recv_rows = worst_rows(d);
+    for (int i = 0; i < c->lost; i++) d->masked[(key(c, KEY_LOST, 0, 0) + (uint64_t)i) % (uint64_t)c->ranks] = 1;
     for (int r = 0; r < c->ranks; r++)
         if (!make_rank(d, r, given)) return false;
     oracle_config config = {
@@ -187,10 +203,13 @@ bool case_build(const xcase *c, const case_choices *given, case_data *d) {
         .expert_capacity = c->expert_cap,
         .rank_capacity = c->rank_cap,
         .packed = c->packed != 0,
+        .order = (ferry_order)c->order,
         .columns = (int)c->columns,
         .dtype = (ferry_dtype)c->dtype,
         .scale_bytes = (size_t)c->scales * 4,
         .cast = (ferry_cast)c->cast,
+        .masked = d->masked,
+        .renormalise = c->renorm != 0,
     };
     for (int round = 0; round < c->rounds; round++) {
         oracle_tokens tokens[CASE_RANKS];

@@ -3,6 +3,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+bool exchange_looked(exchange *x, const char *call, ferry_status *status) {
+    x->call = call;
+    x->began_ms = ranks_now_ms();
+    return x->before && x->before(x, call, status);
+}
+
+bool exchange_refused(exchange *x, ferry_status status, const char *file, int line) {
+    x->status = status;
+    snprintf(x->sentence, sizeof x->sentence, "%s", ferry_last_error());
+    if (x->before) return false;
+    return X_FAIL(x, "%s:%d: %s gave %s: %s", file, line, x->call, ferry_status_name(status), x->sentence);
+}
+
 void *exchange_own(exchange *x, size_t n) {
     void *p = x->owned_count < OWNED ? fe_memory_new(n) : NULL;
     if (!p) abort();
@@ -71,10 +84,10 @@ bool exchange_heap_rows(exchange *x, size_t row_bytes, void **memory) {
     int64_t *all = exchange_own(x, CASE_RANKS * sizeof *all), most = 1;
     size_t bytes = (size_t)x->info.rows * row_bytes;
     all[x->rank] = x->info.rows;
-    RANK_OK(x->env, ferry_allgather(x->group, all + x->rank, all, sizeof *all, NULL));
+    X_OK(x, ferry_allgather(x->group, all + x->rank, all, sizeof *all, NULL));
     for (int r = 0; r < x->c->ranks; r++) most = all[r] > most ? all[r] : most;
-    RANK_OK(x->env, ferry_heap_alloc(x->group, (size_t)most * row_bytes, memory));
-    RANK_OK(x->env, fe_memory_write(x->group, *memory, exchange_own(x, bytes), bytes));
+    X_OK(x, ferry_heap_alloc(x->group, (size_t)most * row_bytes, memory));
+    X_OK(x, fe_memory_write(x->group, *memory, exchange_own(x, bytes), bytes));
     return true;
 }
 
@@ -92,12 +105,12 @@ bool exchange_see(exchange *x, const ferry_tensor *t, bool filled, ferry_tensor 
     *seen = *t;
     if (ranks_device() == FERRY_CPU || !ferry_heap_ptr(x->group, t->data, x->rank)) return true;
     seen->data = exchange_own(x, span_of(t));
-    if (filled) RANK_OK(x->env, fe_memory_read(x->group, seen->data, t->data, span_of(t)));
+    if (filled) X_OK(x, fe_memory_read(x->group, seen->data, t->data, span_of(t)));
     return true;
 }
 
 bool exchange_show(exchange *x, const ferry_tensor *seen, const ferry_tensor *t) {
-    if (seen->data != t->data) RANK_OK(x->env, fe_memory_write(x->group, t->data, seen->data, span_of(t)));
+    if (seen->data != t->data) X_OK(x, fe_memory_write(x->group, t->data, seen->data, span_of(t)));
     return true;
 }
 
@@ -105,7 +118,7 @@ bool exchange_show(exchange *x, const ferry_tensor *seen, const ferry_tensor *t)
  * three streams a rank are safe up to here. */
 #define OTHER_RANKS 4
 
-static bool open_group(exchange *x) {
+static ferry_group_config config_of(const exchange *x) {
     const xcase *c = x->c;
     ferry_group_config cfg = FERRY_GROUP_CONFIG_INIT;
     cfg.device = ranks_device();
@@ -116,20 +129,30 @@ static bool open_group(exchange *x) {
     cfg.dtype = c->dtype == FERRY_FP32 || c->in_type == FERRY_FP32 ? FERRY_FP32 : FERRY_BF16;
     cfg.layouts = (int)c->layout;
     cfg.max_recv_rows = x->d->recv_rows;
-    cfg.heap_bytes = x->d->recv_rows * (c->columns * 4 + 4 * FERRY_MAX_TOPK + 256) * CASE_ROUNDS + (1 << 20);
+    cfg.heap_bytes =
+        x->d->recv_rows * (c->columns * 4 + 4 * FERRY_MAX_TOPK + 256) * CASE_ROUNDS * (x->steps + 1) + (1 << 20);
     cfg.timeout_ms = (int)ranks_env_number("FERRY_TEST_TIMEOUT_MS", 5000);
     cfg.threads = (int)c->threads;
     cfg.expert_first = x->d->expert_first;
     cfg.expert_rank = x->d->expert_rank;
-    if (!ranks_group(x->env, &cfg, &x->group)) return false;
+    return cfg;
+}
+
+bool exchange_open(exchange *x, const ferry_unique_id *id) {
+    const xcase *c = x->c;
+    x->config = config_of(x);
+    x->id = *id;
+    ranks_step(x->env, "ferry_group_create");
+    X_OK(x, ferry_group_create(&x->id, x->rank, (int)c->ranks, &x->config, &x->group));
+    ranks_step(x->env, "its function");
     const int32_t *experts;
     int local = ferry_group_local_experts(x->group, x->rank, &experts);
     if (local != x->me->local_experts) return X_FAIL(x, "%d local experts, not %d", local, x->me->local_experts);
     for (int i = 0; i < local; i++)
         if (experts[i] != x->me->experts[i])
             return X_FAIL(x, "local expert %d is expert %d, not %d", i, experts[i], x->me->experts[i]);
-    if (c->stream) RANK_OK(x->env, ferry_stream_create(x->group, &x->stream));
-    if (c->stream && c->split && c->ranks <= OTHER_RANKS) RANK_OK(x->env, ferry_stream_create(x->group, &x->other));
+    if (c->stream) X_OK(x, ferry_stream_create(x->group, &x->stream));
+    if (c->stream && c->split && c->ranks <= OTHER_RANKS) X_OK(x, ferry_stream_create(x->group, &x->other));
     return true;
 }
 
@@ -188,30 +211,32 @@ static bool check_overflow(exchange *x, ferry_status status) {
 
 static bool make_route(exchange *x, bool *overflow) {
     const xcase *c = x->c;
-    ferry_route_config cfg = FERRY_ROUTE_CONFIG_INIT;
+    ferry_route_config *cfg = &x->route_config;
+    *cfg = FERRY_ROUTE_CONFIG_INIT;
     int32_t *narrow = exchange_own(x, (size_t)x->tokens * (size_t)c->topk * 4);
     for (int64_t i = 0; i < x->tokens * c->topk; i++) narrow[i] = (int32_t)x->d->idx[x->rank][i];
     const void *idx = c->idx64 ? (const void *)x->d->idx[x->rank] : narrow;
-    cfg.topk_idx = exchange_give(x, idx, c->idx64 ? FERRY_INT64 : FERRY_INT32, x->tokens, c->topk, c->strided != 0, 0);
-    if (x->tokens == 0) cfg.topk_idx.data = NULL;
+    cfg->topk_idx = exchange_give(x, idx, c->idx64 ? FERRY_INT64 : FERRY_INT32, x->tokens, c->topk, c->strided != 0, 0);
+    if (x->tokens == 0) cfg->topk_idx.data = NULL;
     if (c->weights)
-        cfg.topk_weights =
+        cfg->topk_weights =
             exchange_give(x, x->d->weights[x->rank], FERRY_FP32, x->tokens, c->topk, c->strided != 0, c->slack);
-    cfg.layout = (ferry_layout)c->layout;
-    cfg.mode = (ferry_mode)c->mode;
-    cfg.expert_alignment = (int)c->align;
-    cfg.expert_capacity = c->expert_cap;
-    cfg.rank_capacity = c->rank_cap;
-    cfg.overflow = (ferry_overflow)c->drop;
-    cfg.packed = (int)c->packed;
+    cfg->layout = (ferry_layout)c->layout;
+    cfg->mode = (ferry_mode)c->mode;
+    cfg->expert_alignment = (int)c->align;
+    cfg->expert_capacity = c->expert_cap;
+    cfg->rank_capacity = c->rank_cap;
+    cfg->overflow = (ferry_overflow)c->drop;
+    cfg->packed = (int)c->packed;
+    cfg->renormalise = (int)c->renorm;
+    cfg->order = (ferry_order)c->order;
     ranks_step(x->env, "ferry_route_create");
-    ferry_status status = ferry_route_create(x->group, &cfg, &x->route, x->stream);
     *overflow = !c->drop && oracle_dropped(x->d->oracle[0]) > 0;
-    if (*overflow) return check_overflow(x, status);
-    RANK_OK(x->env, status);
+    if (*overflow) return check_overflow(x, ferry_route_create(x->group, cfg, &x->route, x->stream));
+    X_OK(x, ferry_route_create(x->group, cfg, &x->route, x->stream));
     x->info = FERRY_ROUTE_INFO_INIT;
-    RANK_OK(x->env, ferry_route_get_info(x->route, &x->info));
-    return check_info(x);
+    X_OK(x, ferry_route_get_info(x->route, &x->info));
+    return x->careless || check_info(x);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -219,11 +244,12 @@ static bool make_route(exchange *x, bool *overflow) {
  * ---------------------------------------------------------------------------------------------------------------- */
 
 static bool sync_stream(exchange *x) {
-    if (x->stream) RANK_OK(x->env, ferry_stream_sync(x->stream));
-    if (x->other) RANK_OK(x->env, ferry_stream_sync(x->other));
+    if (x->stream) X_OK(x, ferry_stream_sync(x->stream));
+    if (x->other) X_OK(x, ferry_stream_sync(x->other));
     return true;
 }
 
+/* Without a stream a row is compared as soon as it is there: the next call may be the one that fails. */
 static bool dispatch_pair(exchange *x, int first, int last) {
     for (int i = first; i < last; i++)
         if (!exchange_prepare_dispatch(x, i)) return false;
@@ -231,14 +257,17 @@ static bool dispatch_pair(exchange *x, int first, int last) {
     for (int i = first; i < last; i++) {
         flight *f = &x->flight[i];
         if (x->c->split)
-            RANK_OK(x->env, ferry_dispatch_send(x->route, &f->in, &f->out, &f->options, x->stream));
+            X_OK(x, ferry_dispatch_send(x->route, &f->in, &f->out, &f->options, x->stream));
         else
-            RANK_OK(x->env, ferry_dispatch(x->route, &f->in, &f->out, &f->options, x->stream));
+            X_OK(x, ferry_dispatch(x->route, &f->in, &f->out, &f->options, x->stream));
     }
-    for (int i = first; x->c->split && i < last; i++)
-        RANK_OK(x->env, ferry_dispatch_recv(x->route, &x->flight[i].out, i % 2 && x->other ? x->other : x->stream));
+    for (int i = first; i < last; i++) {
+        if (x->c->split)
+            X_OK(x, ferry_dispatch_recv(x->route, &x->flight[i].out, i % 2 && x->other ? x->other : x->stream));
+        if (!x->stream && !exchange_check_dispatch(x, i)) return false;
+    }
     if (!sync_stream(x)) return false;
-    for (int i = first; i < last; i++)
+    for (int i = first; x->stream && i < last; i++)
         if (!exchange_check_dispatch(x, i)) return false;
     return true;
 }
@@ -249,49 +278,103 @@ static bool combine_pair(exchange *x, int first, int last) {
         if (!exchange_prepare_combine(x, i)) return false;
         ranks_step(x->env, "ferry_combine %d", i);
         if (x->c->split)
-            RANK_OK(x->env, ferry_combine_send(x->route, &f->back, &f->how, x->stream));
+            X_OK(x, ferry_combine_send(x->route, &f->back, &f->how, x->stream));
         else
-            RANK_OK(x->env, ferry_combine(x->route, &f->back, &f->sum, &f->how, x->stream));
+            X_OK(x, ferry_combine(x->route, &f->back, &f->sum, &f->how, x->stream));
     }
-    for (int i = first; x->c->split && i < last; i++)
-        RANK_OK(x->env, ferry_combine_recv(x->route, &x->flight[i].sum, i % 2 && x->other ? x->other : x->stream));
+    for (int i = first; i < last; i++) {
+        if (x->c->split)
+            X_OK(x, ferry_combine_recv(x->route, &x->flight[i].sum, i % 2 && x->other ? x->other : x->stream));
+        if (!x->stream && !exchange_check_combine(x, i)) return false;
+    }
     if (!sync_stream(x)) return false;
-    for (int i = first; i < last; i++)
+    for (int i = first; x->stream && i < last; i++)
         if (!exchange_check_combine(x, i)) return false;
     return true;
 }
 
-static bool run(exchange *x) {
+bool exchange_step(exchange *x) {
     bool overflow;
-    if (!open_group(x) || !make_route(x, &overflow)) return false;
-    if (overflow) return true;
-    int together = x->c->split ? 2 : 1, rounds = (int)x->c->rounds;
+    if (!make_route(x, &overflow)) return false;
+    int together = x->c->split ? 2 : 1, rounds = overflow ? 0 : (int)x->c->rounds;
     for (int first = 0; first < rounds; first += together) {
         int last = first + together < rounds ? first + together : rounds;
         if (!dispatch_pair(x, first, last) || !combine_pair(x, first, last)) return false;
     }
-    ranks_step(x->env, "the last barrier");
-    RANK_OK(x->env, ferry_barrier(x->group, NULL));
     return true;
 }
 
-bool exchange_rank(rank_env *env) {
+bool exchange_barrier(exchange *x) {
+    ranks_step(x->env, "the last barrier");
+    X_OK(x, ferry_barrier(x->group, NULL));
+    return true;
+}
+
+exchange *exchange_begin(rank_env *env, const case_data *d, int rank) {
     exchange *x = calloc(1, sizeof *x);
-    if (!x) return ranks_fail(env, "no memory");
+    if (!x) abort();
     x->env = env;
-    x->d = env->arg;
-    x->c = &x->d->c;
-    x->rank = env->rank;
-    x->tokens = x->d->tokens[x->rank];
-    x->me = oracle_rank_of(x->d->oracle[0], x->rank);
-    bool good = run(x);
+    x->rank = rank;
+    exchange_use(x, d);
+    return x;
+}
+
+void exchange_use(exchange *x, const case_data *d) {
+    x->d = d;
+    x->c = &d->c;
+    x->tokens = d->tokens[x->rank];
+    x->me = oracle_rank_of(d->oracle[0], x->rank);
+}
+
+void exchange_done(exchange *x) {
+    ferry_route_destroy(x->route);
+    x->route = NULL;
+    for (int i = 0; i < x->owned_count; i++) fe_memory_free(x->owned[i]);
+    x->owned_count = 0;
+}
+
+void exchange_close(exchange *x) {
+    ferry_stream_destroy(x->stream); /* first: what is still on them uses the route */
+    ferry_stream_destroy(x->other);
+    ferry_route_destroy(x->route);
+    ferry_group_destroy(x->group);
+    x->stream = x->other = NULL;
+    x->route = NULL;
+    x->group = NULL;
+}
+
+void exchange_end(exchange *x) {
+    exchange_close(x);
+    exchange_done(x);
+    free(x);
+}
+
+/* The others mask at once a rank that lives, and find out by themselves about one that is gone. */
+bool exchange_lose(exchange *x) {
+    uint8_t masked[CASE_RANKS];
+    for (int r = 0; x->c->alive && r < x->c->ranks; r++)
+        if (x->d->masked[r]) X_OK(x, ferry_group_mask_set(x->group, r, 1));
+    ranks_step(x->env, "ferry_group_agree");
+    X_OK(x, ferry_group_agree(x->group, NULL, masked));
+    for (int r = 0; r < x->c->ranks; r++)
+        if (masked[r] != x->d->masked[r]) return X_FAIL(x, "masked[%d] is %d, not %d", r, masked[r], x->d->masked[r]);
+    return true;
+}
+
+/* A rank that is lost does nothing, and if it lives is there until the others are through. */
+static bool live_on(exchange *x) {
+    bool lost = x->d->masked[x->rank], lives = x->c->alive;
+    bool good = lost || ((!x->c->lost || exchange_lose(x)) && exchange_step(x) && exchange_barrier(x));
+    if (!good && x->group) ferry_group_abort(x->group);
+    if (lost && !lives) exchange_close(x);
+    return (!lives || ranks_meet(x->env)) && good;
+}
+
+bool exchange_rank(rank_env *env) {
+    exchange *x = exchange_begin(env, env->arg, env->rank);
+    bool good = exchange_open(x, &env->id) && live_on(x);
     if (!good && x->group) ferry_group_abort(x->group);
     ranks_step(env, "the end");
-    ferry_route_destroy(x->route);
-    ferry_stream_destroy(x->stream);
-    ferry_stream_destroy(x->other);
-    ferry_group_destroy(x->group);
-    for (int i = 0; i < x->owned_count; i++) fe_memory_free(x->owned[i]);
-    free(x);
+    exchange_end(x);
     return good;
 }

@@ -45,7 +45,7 @@ typedef struct fe_bench_shared { /* what ranks tell the parent */
     double wire_rate;             /* bytes a second of bare writes between two ranks, all ranks at once; 0: one host */
     double copy_rate;             /* GPU: bytes read and written a second by a copy inside its memory; 0: not known */
     double link_rate;             /* bytes a second from every GPU to another; 0: there is one */
-    int gpus;                     /* ranks take turns over them */
+    uint64_t card[FE_RANKS_MAX];  /* which GPU each rank is on: a number of the card's own */
     _Alignas(64) _Atomic uint32_t ping;
     _Alignas(64) _Atomic uint32_t pong;
     char check[FE_RANKS_MAX][FE_BENCH_SAY]; /* "" : equal to the oracle */

@@ -69,7 +69,7 @@ bool fe_lane_back(fe_lane *lane, ferry_combine_in *in) {
     fe_bench *b = lane->bench;
     int rank = lane->self->rank, i = 0;
     *in = FERRY_COMBINE_IN_INIT;
-    FE_RANK_OK(lane->self, ferry_combine_buffer(lane->route, FERRY_BF16, b->o.hidden, &in->rows));
+    FE_RANK_OK(lane->self, ferry_combine_buffer(lane->route, FERRY_BF16, b->o.hidden, &in->rows, NULL));
     if (!b->zero_copy) in->rows.data = lane->own_back;
     while (i < 4 && lane->filled[i] && lane->filled[i] != in->rows.data) i++;
     if (i == 4) return fe_rank_fail(lane->self, "ferry_combine_buffer gave a fifth buffer");

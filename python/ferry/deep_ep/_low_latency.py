@@ -80,11 +80,13 @@ class LowLatency:
             pending = route.dispatch_send(x, cast=kind, out_scales=scales, view=True)
             got = pending.views
             count = x.new_empty((local,), dtype=torch.int32)
+            src_info = x.new_empty((local, slots), dtype=torch.int32)
             layout_range = x.new_empty((local, group.ranks), dtype=torch.int64)
 
             @on_stream(x)
             def receive() -> None:
                 arrived = pending.recv()
+                torch.remainder(arrived.source, tokens, out=src_info.view(-1))
                 torch.sum(arrived.counts, 1, dtype=torch.int32, out=count)
                 halves = layout_range.view(torch.int32).view(local, group.ranks, 2)
                 halves[..., 0].copy_(arrived.counts)
@@ -94,8 +96,8 @@ class LowLatency:
 
             if not hook:
                 receive()
-            call.touch(x, topk_idx, stats, scales, count, layout_range)
-        handle = LowLatencyHandle((got.source.view(local, slots), layout_range, tokens, x.shape[1], experts), route)
+            call.touch(x, topk_idx, stats, scales, count, src_info, layout_range)
+        handle = LowLatencyHandle((src_info, layout_range, tokens, x.shape[1], experts), route)
         recv_x = got.rows if kind is None else (got.rows, scales)
         return recv_x, count, handle, call.event, receive if hook else None
 
