@@ -25,6 +25,7 @@ typedef struct fe_device {
     const char *name;
     const fe_memory *memory; /* NULL: ranks' spaces are in host memory */
     bool far;                /* it runs on several hosts */
+    bool records;            /* it records and counts its passes itself; else fe_submit does (record.h) */
     ferry_status (*open)(fe_engine *engine);
     void (*stop)(fe_engine *engine); /* ends all streams; then routes and events may go, and then the device */
     void (*close)(fe_engine *engine);

@@ -29,6 +29,8 @@ typedef ferry_status (*fe_explain_fn)(const char *step, int rank, const uint64_t
                                       const uint64_t *theirs);
 
 /* A route as a device sees it. The arrays, in the device's memory, are the route object's. */
+struct fe_tally; /* route/tally.h, which is C */
+
 typedef struct fe_route_data {
     fe_shape shape;
     fe_table table;
@@ -39,9 +41,11 @@ typedef struct fe_route_data {
     int32_t
         *demand; /* [local experts] tokens that chose each, capacities left aside; only where counts are exchanged */
     void *extra; /* the device's own, fe_device.extra bytes of it */
-    fe_far_route far;      /* hosts NULL: all ranks are near */
-    uint64_t counts_at;    /* heap offset of [2][ranks][fe_counts_length] int32 */
-    ferry_tensor topk_idx; /* the caller's, with explicit strides */
+    fe_far_route far;       /* hosts NULL: all ranks are near */
+    uint64_t number;        /* the route's, for who reads records */
+    struct fe_tally *tally; /* what a step of it moves, for counters */
+    uint64_t counts_at;     /* heap offset of [2][ranks][fe_counts_length] int32 */
+    ferry_tensor topk_idx;  /* the caller's, with explicit strides */
     ferry_tensor topk_weights;
 } fe_route_data;
 
@@ -228,5 +232,10 @@ typedef struct fe_pass {
         counts_last; /* SCATTER: once settled, the delivery's counts are read and written; there is nothing else to deliver */
     fe_explain_fn explain;
 } fe_pass;
+
+#ifndef __cplusplus
+/* pass->step: "dispatch", 17, " (send)". By hand: snprintf takes 0.1 us, and a LATENCY round of one token a few of them. */
+void fe_pass_name(fe_pass *pass, const char *what, uint64_t number, const char *part);
+#endif
 
 #endif

@@ -5,8 +5,6 @@
 #include "exchange/route.h"
 #include "group/calls.h"
 
-#include <stdio.h>
-
 /* One dispatch, from checked arguments: what becomes of it when nothing is wrong. */
 typedef struct plan {
     ferry_route *r;
@@ -254,7 +252,7 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
 static fe_pass send_pass(const plan *p) {
     fe_pass pass = {
         .half = p->half, .move = FE_MOVE_SCATTER, .route = &p->r->data, .scatter = p->scatter, .explain = explain};
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu (send)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, " (send)");
     pass.announce = (fe_note){.used = true, .kind = FE_READY, .half = p->half, .epoch = p->epoch};
     memcpy(pass.announce.word, p->word, sizeof p->word);
     pass.await = (fe_await){.used = true,
@@ -283,7 +281,7 @@ static fe_pass fanout_pass(const plan *p) {
                     .route = &p->r->data,
                     .scatter = p->scatter,
                     .explain = explain_landed};
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu (fan out)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, " (fan out)");
     pass.await = (fe_await){.used = true,
                             .kind = FE_LANDED,
                             .half = p->half,
@@ -297,7 +295,7 @@ static fe_pass fanout_pass(const plan *p) {
 
 static fe_pass recv_pass(const plan *p) {
     fe_pass pass = {.half = p->half, .move = FE_MOVE_DELIVER, .route = &p->r->data, .deliver = p->deliver};
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu (receive)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, " (receive)");
     pass.await = (fe_await){.used = true, .kind = FE_ROWS, .half = p->half, .epoch = p->epoch};
     return pass;
 }
@@ -313,7 +311,7 @@ static bool fits_one_pass(const plan *p) {
 
 static fe_pass whole_pass(const plan *p) {
     fe_pass pass = send_pass(p);
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, "");
     pass.settle = recv_pass(p).await;
     pass.deliver = p->deliver;
     pass.counts_last = true;

@@ -2,7 +2,7 @@
 #ifndef FERRY_GROUP_GROUP_H
 #define FERRY_GROUP_GROUP_H
 
-#include "device/device.h"
+#include "device/record.h"
 #include "group/body.h"
 
 /* One of the two steps that may be in flight: where its second half's work is kept until it is asked for. */
@@ -30,6 +30,7 @@ struct ferry_group {
     fe_flight dispatch[2], combine[2]; /* by half */
     fe_flight meeting, exchange;       /* the last: on different streams too they keep the order of their calls */
     ferry_route *made;                 /* list of routes */
+    struct fe_counted *counted;        /* counters.c's */
     int64_t stream_bytes;
     int8_t wish[FERRY_MAX_RANKS]; /* for the next agreement: 1: mask it, -1: take it back */
 };

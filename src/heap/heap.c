@@ -9,8 +9,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 
-#define PAGE  ((size_t)4096)
-#define MAGIC 0x4645525259484541ull /* "FERRYHEA" */
+#define PAGE ((size_t)4096)
 
 /* What each rank tells the others about its memory. */
 typedef struct introduction {
@@ -24,7 +23,7 @@ static size_t page_up(size_t bytes) {
 }
 
 static void lay_out(fe_heap *heap, size_t body_bytes, size_t user_bytes) {
-    size_t control = page_up(sizeof(fe_control));
+    heap->lead = page_up(FE_HEAP_RECORDER_AT + heap->recorder_bytes);
     heap->scratch_at = page_up((size_t)FE_KINDS * 2 * (size_t)heap->ranks * sizeof(fe_cell));
     heap->far_at = heap->scratch_at + 2 * FE_SCRATCH;
     heap->body_at = heap->far_at + page_up(heap->far_bytes);
@@ -33,11 +32,11 @@ static void lay_out(fe_heap *heap, size_t body_bytes, size_t user_bytes) {
     heap->space_bytes = heap->user_at + heap->user_bytes;
     heap->space_at = heap->memory && heap->hosts.count > 1 ? page_up(heap->body_at + heap->body_post) : 0;
     heap->post_bytes = heap->space_at ? heap->space_at : heap->space_bytes;
-    heap->bytes = control + (!heap->memory ? heap->space_bytes : heap->space_at);
+    heap->bytes = heap->lead + (!heap->memory ? heap->space_bytes : heap->space_at);
 }
 
-size_t fe_heap_bytes(int ranks, size_t far_bytes, size_t body_bytes, size_t user_bytes) {
-    fe_heap heap = {.ranks = ranks, .far_bytes = far_bytes};
+size_t fe_heap_bytes(int ranks, size_t recorder_bytes, size_t far_bytes, size_t body_bytes, size_t user_bytes) {
+    fe_heap heap = {.ranks = ranks, .recorder_bytes = recorder_bytes, .far_bytes = far_bytes};
     lay_out(&heap, body_bytes, user_bytes);
     return heap.bytes;
 }
@@ -45,7 +44,7 @@ size_t fe_heap_bytes(int ranks, size_t far_bytes, size_t body_bytes, size_t user
 /* What of the rank's space lies in its memfd. */
 static void find_post(fe_heap *heap, int rank, const fe_mapping *mapping) {
     heap->base[rank] = mapping->base;
-    if (!heap->memory || heap->space_at) heap->post[rank] = mapping->base + page_up(sizeof(fe_control));
+    if (!heap->memory || heap->space_at) heap->post[rank] = mapping->base + heap->lead;
     if (!heap->memory) heap->space[rank] = heap->post[rank];
 }
 
@@ -75,7 +74,7 @@ static ferry_status make_own(fe_heap *heap) {
     control->rank = heap->rank;
     control->ranks = heap->ranks;
     control->pid = (int32_t)getpid();
-    control->magic = MAGIC;
+    control->magic = FE_HEAP_MAGIC;
     return FERRY_OK;
 }
 
@@ -111,13 +110,12 @@ void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes) {
 #endif
 }
 
-/* A heap is a memfd of our own user's, at 0600, that nobody can cut under our mapping. What else a process may have given us is not
- * mapped: its control block could be made to look right. */
-static bool is_heap(const fe_heap *heap, int fd) {
+bool fe_heap_is(int fd, size_t *bytes) {
     struct stat about;
     int seals = fcntl(fd, F_GET_SEALS);
-    return seals >= 0 && (seals & F_SEAL_SHRINK) && fstat(fd, &about) == 0 && (size_t)about.st_size == heap->bytes &&
-           about.st_uid == geteuid() && (about.st_mode & (S_IRWXG | S_IRWXO)) == 0;
+    if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &about) != 0) return false;
+    *bytes = (size_t)about.st_size;
+    return about.st_uid == geteuid() && (about.st_mode & (S_IRWXG | S_IRWXO)) == 0;
 }
 
 /* Another process's memfd, by way of /proc: the kernel lets in who could also trace that process (same user), and nothing
@@ -128,7 +126,8 @@ static ferry_status map_process(fe_heap *heap, int peer, const introduction *the
     int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0) return fe_fail_errno("rank %d: opening the heap of rank %d at %s", heap->rank, peer, path);
     ferry_status status = FERRY_OK;
-    if (!is_heap(heap, fd))
+    size_t bytes;
+    if (!fe_heap_is(fd, &bytes) || bytes != heap->bytes)
         status = fe_fail(FERRY_SYSTEM,
                          "rank %d: what rank %d shares at %s is not a sealed heap of this user's, of %zu bytes",
                          heap->rank, peer, path, heap->bytes);
@@ -149,7 +148,7 @@ static ferry_status map_peer(fe_heap *heap, int peer, const introduction *theirs
     heap->mapping[peer] = mapping;
     find_post(heap, peer, mapping);
     const fe_control *control = fe_heap_control(heap, peer);
-    if (control->magic != MAGIC || control->nonce != theirs->nonce || control->rank != peer)
+    if (control->magic != FE_HEAP_MAGIC || control->nonce != theirs->nonce || control->rank != peer)
         return fe_fail(FERRY_SYSTEM, "rank %d: what process %d shares is not the heap of rank %d", heap->rank,
                        theirs->pid, peer);
     if (heap->memory) FE_TRY(heap->memory->map(heap, peer, theirs->pid, &theirs->card));
@@ -166,6 +165,7 @@ static ferry_status map_all(fe_heap *heap, fe_boot *boot, const fe_card *card) {
     for (int peer = 0; status == FERRY_OK && peer < heap->ranks; peer++)
         if (peer != heap->rank) status = map_peer(heap, peer, &all[peer]);
     heap->near_ranks = heap->hosts.on_machine;
+    heap->group = all[0].nonce;
     free(all);
     return status;
 }

@@ -1,6 +1,6 @@
 /* The symmetric heap. Each rank has two pieces of memory that every near rank maps:
  *
- *   base    host memory, a memfd: the control block (identity, bell, state)
+ *   base    host memory, a memfd: the control block (identity, bell, state), and at FE_HEAP_RECORDER_AT what watch/recorder.h keeps
  *   space   what steps work on, where an offset means the same thing on every rank
  *             0           FE_KINDS x 2 x ranks cells of 64 bytes: cell [kind][half][source] is written by rank `source` alone
  *             scratch_at  2 x FE_SCRATCH bytes for all-gather and broadcast
@@ -28,6 +28,9 @@
 
 enum { FE_CALLS = 32 };
 
+#define FE_HEAP_MAGIC       0x4645525259484541ull /* "FERRYHEA": a control block begins with it */
+#define FE_HEAP_RECORDER_AT 4096                  /* in the memfd: the control block has the page before */
+
 /* Why a rank waits no more: the group ended; it alone leaves; a rank asks for an agreement; the others go on without it. */
 typedef enum fe_why { FE_GOES_ON, FE_GROUP_ABORTED, FE_GAVE_UP, FE_RECALLED, FE_MASKED } fe_why;
 
@@ -49,6 +52,7 @@ typedef struct fe_control {
     _Atomic int32_t holders;         /* others that map its space, where the space is not held by whoever maps it */
     _Alignas(FE_CACHE_LINE) fe_council council;
 } fe_control;
+_Static_assert(sizeof(fe_control) <= FE_HEAP_RECORDER_AT, "the control block is a page at most");
 
 typedef struct fe_block { /* of the user's heap, in address order, tiling it */
     size_t offset, bytes;
@@ -81,9 +85,10 @@ typedef struct fe_memory {
 struct fe_heap {
     int rank, ranks;
     fe_hosts hosts;
-    int near_ranks; /* ranks on this machine, this one included */
-    uint64_t nonce;
-    size_t bytes; /* of the memfd */
+    int near_ranks;              /* ranks on this machine, this one included */
+    uint64_t nonce, group;       /* this heap's number, and the group's: that of rank 0's heap */
+    size_t bytes;                /* of the memfd */
+    size_t recorder_bytes, lead; /* what is in the memfd before the space */
     size_t scratch_at, far_at, far_bytes, body_at, user_at, user_bytes, space_bytes;
     size_t body_post;        /* bytes of the body's beginning that belong to the post */
     size_t space_at;         /* where the space begins that is the device's: 0, unless there is a post of its own */
@@ -102,15 +107,18 @@ struct fe_heap {
     _Atomic uint8_t *masked; /* [ranks] 1: the group goes on without it; NULL: nobody is. Any thread may look */
 };
 
-/* [collective over boot] Makes this rank's memory and maps the others'. Set before: rank, ranks, hosts, far_bytes, body_post, memory,
- * memory_state; fd -1. */
+/* [collective over boot] Makes this rank's memory and maps the others'. Set before: rank, ranks, hosts, recorder_bytes, far_bytes, body_post,
+ * memory, memory_state; fd -1. */
 ferry_status fe_heap_create(fe_boot *boot, size_t body_bytes, size_t user_bytes, fe_heap *heap);
 /* Touches this rank's pages of the space from `offset` on; and, when all ranks have done so, enters the others' into this process's page
  * table. Of memory that is not the host's nothing is to be touched. */
 void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes);
 void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes);
 void fe_heap_destroy(fe_heap *heap);
-size_t fe_heap_bytes(int ranks, size_t far_bytes, size_t body_bytes, size_t user_bytes);
+size_t fe_heap_bytes(int ranks, size_t recorder_bytes, size_t far_bytes, size_t body_bytes, size_t user_bytes);
+/* Is this descriptor a heap's memfd of this user's, which nobody can cut under a mapping? *bytes: its size. Whatever else a process may have
+ * left there is not to be mapped. */
+bool fe_heap_is(int fd, size_t *bytes);
 
 /* Offset of an address inside this rank's space; -1 when the range is not wholly inside. */
 int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes);

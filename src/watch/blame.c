@@ -1,7 +1,7 @@
 /* Who is late, and whose fault it is: a rank that waits itself is not to blame for being late. */
 #include "base/log.h"
 #include "watch/calls.h"
-#include "watch/watch.h"
+#include "watch/hang.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -24,7 +24,7 @@ static fe_waited await_cell(const fe_watch *watch, const awaited *a, int rank, i
                             ferry_status *differs) {
     for (int64_t now = fe_now_ns();; now = fe_now_ns()) {
         bool last = deadline - now <= LOOK_NS;
-        fe_waited waited = fe_watch_wait(watch, cell_reached, a, last ? deadline : now + LOOK_NS);
+        fe_waited waited = fe_watch_rest(watch, cell_reached, a, last ? deadline : now + LOOK_NS);
         if (waited != FE_LATE) return waited;
         *differs = fe_calls_compare(watch, rank, step);
         if (*differs != FERRY_OK || last) return FE_LATE;
@@ -32,7 +32,7 @@ static fe_waited await_cell(const fe_watch *watch, const awaited *a, int rank, i
 }
 
 /* State letter of /proc/PID/stat (proc(5)): after the last ')' of the command name. */
-static fe_fate process_fate(int pid) {
+fe_fate fe_process_fate(int pid) {
     char path[32], text[512];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     FILE *file = fopen(path, "re");
@@ -45,19 +45,19 @@ static fe_fate process_fate(int pid) {
     return state == 'Z' || state == 'X' ? FE_DEAD : state == 'T' || state == 't' ? FE_STOPPED : FE_ALIVE;
 }
 
-typedef enum weight { WAITING = 1, BUSY = 2, GONE = 3 } weight; /* how sure we are that a late rank is the cause */
+typedef enum weight { WAITING = 1, BUSY = 2, CERTAIN = 3 } weight; /* how sure we are that a late rank is the cause */
 
 fe_fate fe_watch_fate(const fe_heap *heap, int rank) {
     const fe_control *control = fe_heap_control(heap, rank);
     if (atomic_load(&control->council.left)) return FE_LEFT;
-    return control->pid == fe_heap_control(heap, heap->rank)->pid ? FE_ALIVE : process_fate(control->pid);
+    return control->pid == fe_heap_control(heap, heap->rank)->pid ? FE_ALIVE : fe_process_fate(control->pid);
 }
 
 static weight guilt(const fe_heap *heap, int rank, fe_fate *why) {
     const fe_control *control = fe_heap_control(heap, rank);
     *why = fe_watch_fate(heap, rank);
     bool failed = atomic_load(&control->failed);
-    if (*why != FE_ALIVE && !(*why == FE_LEFT && failed)) return GONE; /* who failed first has left for a reason */
+    if (*why != FE_ALIVE && !(*why == FE_LEFT && failed)) return CERTAIN; /* who failed first has left for a reason */
     return atomic_load(&control->waiting) || failed ? WAITING : BUSY;
 }
 
@@ -72,14 +72,14 @@ static weight accuse_far(const fe_watch *watch, int rank, char *text, size_t siz
     fe_fate why = FE_ALIVE;
     /* One that has failed before and left is late for a reason of its own, and that is most likely the far rank. */
     bool left = atomic_load(&fe_heap_control(heap, gateway)->failed) != 0;
-    if (gateway != heap->rank && !left && guilt(heap, gateway, &why) == GONE) {
+    if (gateway != heap->rank && !left && guilt(heap, gateway, &why) == CERTAIN) {
         snprintf(text, size, "rank %d (%s, the gateway of rank %d)", gateway, fates[why] + 2, rank);
-        return GONE;
+        return CERTAIN;
     }
     bool lost = atomic_load(&fe_heap_control(heap, gateway)->lost) == (uint32_t)rank + 1;
     snprintf(text, size, "rank %d (on another host%s%s%s)", rank, lost ? ", its connection is lost" : "",
              trouble ? ": " : "", trouble ? trouble : "");
-    return lost ? GONE : BUSY;
+    return lost ? CERTAIN : BUSY;
 }
 
 /* The gateway's own note is missing too, and it is gone: it is named for itself. */
@@ -87,7 +87,7 @@ static bool explained(const fe_watch *watch, int rank, uint64_t epoch, const uin
     fe_fate why;
     if (fe_heap_near(watch->heap, rank)) return false;
     int gateway = fe_hosts_gateway(&watch->heap->hosts, rank);
-    return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == GONE;
+    return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == CERTAIN;
 }
 
 static weight accuse_near(const fe_watch *watch, int rank, uint64_t epoch, uint64_t seen, char *text, size_t size) {
@@ -114,6 +114,8 @@ ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t ep
         if (used < sizeof names)
             used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", text);
     }
+    fe_recorder_verdict(watch->recorder, step, epoch, seen, heap->ranks);
+    if (watch->recorder && watch->dump_dir) fe_hang_dump(heap, watch->dump_dir);
     return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms in %s for %s", heap->rank,
                    (long long)(watch->timeout_ns / 1000000), step, used ? names : "a rank that came just now");
 }
@@ -125,16 +127,19 @@ static ferry_status ended(const fe_heap *heap, const char *step, int rank) {
     return fe_watch_ended(heap, during);
 }
 
-ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step) {
+ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step,
+                            fe_step *record) {
     const fe_heap *heap = watch->heap;
     int64_t deadline = 0;
     for (int r = 0; r < heap->ranks; r++) {
         if (!fe_heap_hears(heap, kind, r)) continue;
         awaited a = {fe_heap_cell(heap, heap->rank, kind, half, r), epoch};
-        if (cell_reached(&a)) continue;
+        if (fe_watch_spin(watch, cell_reached, &a)) continue;
+        uint64_t since = watch->recorder ? fe_recorder_now(watch->recorder) : 0;
         if (!deadline) deadline = fe_now_ns() + watch->timeout_ns;
         ferry_status differs = FERRY_OK;
         fe_waited waited = await_cell(watch, &a, r, deadline, step, &differs);
+        fe_recorder_waited(watch->recorder, record, r, since);
         if (differs != FERRY_OK) return differs;
         if (waited == FE_LATE) {
             uint64_t seen[FERRY_MAX_RANKS] = {0};

@@ -301,6 +301,7 @@ bool exchange_step(exchange *x) {
         int last = first + together < rounds ? first + together : rounds;
         if (!dispatch_pair(x, first, last) || !combine_pair(x, first, last)) return false;
     }
+    if (!exchange_check_counters(x)) return false;
     return true;
 }
 

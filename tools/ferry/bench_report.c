@@ -227,6 +227,7 @@ void fe_bench_print(const fe_bench *b) {
                count_gpus(b));
     if (b->hosts > 1) print_wire(b);
     if (b->shared->flag_rtt_us > 0) printf("\nflag round trip %.2f us", b->shared->flag_rtt_us);
+    fe_bench_print_counted(b);
     printf("\ncheck: %s\n", check_text(b));
 }
 
@@ -317,5 +318,6 @@ cJSON *fe_bench_json(const fe_bench *b, int argc, char **argv) {
         }
     }
     if (b->shared->flag_rtt_us > 0) add_number(object, "flag_rtt_us", b->shared->flag_rtt_us);
+    if (b->shared->counted[0].told) cJSON_AddItemToObject(object, "counters", fe_bench_json_counted(b));
     return object;
 }
