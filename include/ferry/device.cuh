@@ -179,11 +179,14 @@ FERRY_DEV bool ferry_dev_barrier(const ferry_device_group &g) {
     __syncthreads();
     uint64_t half_at = g.barrier_at + (epoch & 1) * g.ranks * 64;
     for (int r = (int)threadIdx.x; r < g.ranks; r += (int)blockDim.x)
-        asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(g.space[r] + half_at + (size_t)g.rank * 64), "l"(epoch)
-                     : "memory");
+        if (!g.masked[r])
+            asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(g.space[r] + half_at + (size_t)g.rank * 64),
+                         "l"(epoch)
+                         : "memory");
     for (int r = (int)threadIdx.x; r < g.ranks; r += (int)blockDim.x)
-        here = here && ferry_dev_wait_until(g, (const uint64_t *)(g.space[g.rank] + half_at + (size_t)r * 64), FERRY_GE,
-                                            epoch, 0);
+        if (!g.masked[r])
+            here = here && ferry_dev_wait_until(g, (const uint64_t *)(g.space[g.rank] + half_at + (size_t)r * 64),
+                                                FERRY_GE, epoch, 0);
     return __syncthreads_and(here);
 }
 

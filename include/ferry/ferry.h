@@ -65,7 +65,8 @@ typedef enum ferry_status {
     FERRY_MISMATCH = 6,    /* ranks disagree: the sentence names the field, the rank and both values */
     FERRY_OVERFLOW = 7,    /* more rows than the stated capacity, under FERRY_OVERFLOW_ERROR */
     FERRY_UNSUPPORTED = 8, /* a valid request that this build or machine cannot serve */
-    FERRY_REFUSED = 9      /* the peer is not of this group (wrong secret in the unique id) */
+    FERRY_REFUSED =
+        9 /* the peer is not of this group (wrong secret in the unique id); the others go on without this rank */
 } ferry_status;
 
 /* "FERRY_TIMEOUT" and so on; "unknown status" for a number that is none. Never NULL. Any thread. */
@@ -252,14 +253,52 @@ FERRY_API ferry_status ferry_group_create_with(ferry_allgather_fn allgather, voi
  * state the group is in. NULL is allowed. */
 FERRY_API void ferry_group_destroy(ferry_group *group);
 
-/* Wakes every wait of every rank of the group, which return FERRY_ABORTED, as do all later calls except destroy. May be called
+/* Wakes every wait of every rank of the group, which return FERRY_ABORTED, as do all later calls except destroy: for good. May be called
  * from any thread, at any time between create and destroy. */
 FERRY_API ferry_status ferry_group_abort(ferry_group *group);
 
 /* FERRY_OK, or the first error that this rank met: of operations on streams any, of calls with a NULL stream one after which ranks no
  * longer agree on what comes next (FERRY_TIMEOUT, FERRY_ABORTED, FERRY_MISMATCH, FERRY_SYSTEM, FERRY_NOMEM in a step). After such a one
- * the group only accepts destroy. The sentence goes to ferry_last_error. Any thread. */
+ * the group only accepts agree and destroy. The sentence goes to ferry_last_error. Any thread. */
 FERRY_API ferry_status ferry_group_error(ferry_group *group);
+
+/* ---- going on without a rank (docs/faults.md) ----
+ *
+ * A step that a rank is missing from ends, on those who wait for it, in FERRY_TIMEOUT, which names it. They then all call
+ * ferry_group_agree, and the group goes on without it: it is *masked*. Its tokens and experts are left out everywhere: nothing comes from
+ * it (counts of 0), an expert with copies on other ranks is served by those, by (source rank + token index) mod the number left, and one
+ * without is like -1; a route's `renormalise` says what becomes of its weight. Shapes, local experts, heap addresses and rank numbers stay.
+ * Collectives are calls of the ranks that are not masked; all-gather leaves a masked rank's part of `all` as it is.
+ *
+ *     if (ferry_dispatch(...) != FERRY_OK || ...) {
+ *         ferry_group_agree(group, NULL, masked);     // every survivor; then make routes anew, and repeat the step
+ *     }
+ */
+
+/* [collective] of all ranks that can still come. Holds an agreement: who has come, and is not to be masked, goes on, and all of those have
+ * the same mask afterwards. Waits for each rank of the group that is neither proposed to be masked nor gone (its process has ended, or it has
+ * destroyed its group), and for those proposed to be taken back; at most the group's timeout, and again when a rank is lost meanwhile. A
+ * rank that cannot go on (its group has failed) calls the others: what they wait for ends in FERRY_ABORTED, "rank 2 asks for an
+ * agreement", and they come as well. If none has failed, the others get half of the timeout to come by themselves: call it
+ * where a step has ended. It waits for this rank's streams, where passes give up if the group has failed.
+ *
+ * Afterwards the group is as if new: errors are forgotten, streams can be used, steps count from the beginning, what was sent and not
+ * received is gone, views of earlier dispatches are void. Heap memory and its contents stay; an allocation or a free that ended well on one
+ * survivor has taken place on all. Routes made before are refused (FERRY_INVALID) and can only be destroyed; CUDA graphs are captured anew. A
+ * step that failed here may have ended well on another rank: repeat it on all.
+ *
+ * id is NULL on one host. masked: [ranks] out, 1 for each that is masked; or NULL.
+ * FERRY_REFUSED: the others go on without this rank. It may call again, to come back when one of them proposes it
+ * (ferry_group_mask_set(group, rank, 0)) and all agree; as long as it is masked its call ends in FERRY_TIMEOUT if nobody holds an agreement.
+ * FERRY_TIMEOUT, FERRY_ABORTED (ferry_group_abort is for good), FERRY_UNSUPPORTED (several hosts). */
+FERRY_API ferry_status ferry_group_agree(ferry_group *group, const ferry_unique_id *id, uint8_t *masked);
+
+/* Proposes to mask another rank (1), or to take it back (0), at the next agreement: local, until then nothing changes. One rank's proposal
+ * is enough; proposals are heard in ascending order of the ranks that make them, but for those of a rank that is out by then, and
+ * masking comes before taking back. FERRY_INVALID: no such rank, or this one. */
+FERRY_API ferry_status ferry_group_mask_set(ferry_group *group, int rank, int masked);
+/* The mask in force: masked[ranks], 1 for each rank that the group goes on without. */
+FERRY_API ferry_status ferry_group_mask_get(const ferry_group *group, uint8_t *masked);
 
 FERRY_API int ferry_group_rank(const ferry_group *group);  /* this rank, 0..R-1; -1 for NULL */
 FERRY_API int ferry_group_ranks(const ferry_group *group); /* R; -1 for NULL */
@@ -339,6 +378,7 @@ typedef struct ferry_device_group {
     uint64_t *barrier_epoch; /* this rank's count of barriers */
     const uint32_t *aborted; /* not 0: the group was aborted. Host memory, mapped */
     uint64_t timeout_ns;     /* the group's */
+    const uint8_t *masked;   /* [ranks] 1: the group goes on without the rank (ferry_group_agree) */
 } ferry_device_group;
 
 static inline ferry_device_group ferry_device_group_init(void) {
@@ -423,6 +463,9 @@ typedef struct ferry_route_config {
     ferry_overflow overflow;
     int packed; /* 1: LATENCY: rows of RANK and SLOTS lie packed as in THROUGHPUT, for which counts are exchanged, on a stream without a
                    host wait. The same on every rank */
+    int renormalise; /* 1: where all copies of a token's expert are on masked ranks, its weight is spread over the token's other choices:
+                        each w becomes w * (sum of all / sum of those left) in float32, the sums in choice order, a choice that is -1 not
+                        counted; 0 where nothing is left. Dispatch delivers, and combine uses, these weights. The same on every rank */
 } ferry_route_config;
 
 static inline ferry_route_config ferry_route_config_init(void) {

@@ -1,5 +1,5 @@
 /* The CPU device's table of verbs. */
-#include "cpu/cpu.h"
+#include "cpu/stream.h"
 
 #include <stdlib.h>
 
@@ -39,6 +39,27 @@ static void close_device(fe_engine *engine) {
     engine->state = NULL;
 }
 
+static void drain_device(fe_engine *engine) {
+    fe_cpu *cpu = engine->state;
+    for (fe_cpu_stream *s = cpu->streams; s; s = s->next) fe_cpu_stream_drain((ferry_stream *)s);
+}
+
+/* What other ranks, those that are gone too, have stored beside their last notes comes before what is stored here. */
+static void hear_last_notes(const fe_heap *heap) {
+    fe_cell *cells = fe_near(heap, heap->rank, 0);
+    for (size_t i = 0; i < (size_t)FE_KINDS * 2 * (size_t)heap->ranks; i++) (void)atomic_load(&cells[i].epoch);
+}
+
+static ferry_status renew_device(fe_engine *engine, size_t body_bytes) {
+    fe_cpu *cpu = engine->state;
+    const fe_heap *heap = &engine->heap;
+    hear_last_notes(heap);
+    memset(fe_near(heap, heap->rank, 0), 0, heap->scratch_at);
+    memset(fe_near(heap, heap->rank, heap->body_at), 0, body_bytes);
+    for (fe_cpu_stream *s = cpu->streams; s; s = s->next) fe_cpu_stream_forgive(s);
+    return FERRY_OK;
+}
+
 static ferry_status submit(fe_engine *engine, ferry_stream *stream, const fe_pass *pass) {
     fe_cpu *cpu = engine->state;
     fe_crew crew = {.engine = engine, .rows = cpu->rows, .pool = &cpu->pool};
@@ -68,6 +89,8 @@ const fe_device fe_device_cpu = {
     .open = open_device,
     .stop = stop_device,
     .close = close_device,
+    .drain = drain_device,
+    .renew = renew_device,
     .submit = submit,
     .alloc = alloc,
     .release = release,

@@ -20,7 +20,7 @@ static ferry_status tell_all(const fe_engine *engine, const fe_pass *pass, const
     /* Starting behind oneself spreads the stores of many ranks over different owners. */
     for (int i = 1; i <= heap->ranks; i++) {
         int owner = (heap->rank + i) % heap->ranks;
-        if (fe_heap_near(heap, owner)) fe_link_signal(heap, owner, note->kind, note->half, note->word, note->epoch);
+        if (fe_heap_reaches(heap, owner)) fe_link_signal(heap, owner, note->kind, note->half, note->word, note->epoch);
     }
     return FERRY_OK;
 }

@@ -139,7 +139,7 @@ void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass) {
     job *j = fe_pool_own_bench(crew->pool);
     *j = (job){.crew = crew, .pass = pass};
     for (int r = 0; r < heap->ranks; r++) {
-        if (!fe_heap_near(heap, r)) continue;
+        if (!fe_heap_reaches(heap, r)) continue;
         const uint64_t *word = fe_link_words(heap, FE_OFFER, pass->half, r);
         j->source[r] = (struct source){.rows = fe_near(heap, r, word[FE_OFFER_ROWS]),
                                        .weights = fe_near(heap, r, word[FE_OFFER_WEIGHTS]),

@@ -10,6 +10,12 @@ static void copy_weights(fe_route_data *route) {
             route->table.weights[t * route->shape.topk + k] = from[t * w->strides[0] + k * w->strides[1]];
 }
 
+static void renormalise(fe_route_data *route) {
+    const fe_shape *s = &route->shape;
+    for (int64_t t = 0; s->renormalise && route->table.weights && t < s->tokens; t++)
+        fe_renormalise(s, &route->topk_idx, route->table.home + t * s->topk, route->table.weights + t * s->topk, t);
+}
+
 /* Where somebody waits for the outcome, a wrong index stops the route before any other rank hears of it. Where nobody does, the others
  * may be counting on this rank already: it takes part without a single choice, and the error is the stream's. */
 ferry_status fe_cpu_count(const fe_crew *crew, const fe_pass *pass) {
@@ -19,6 +25,7 @@ ferry_status fe_cpu_count(const fe_crew *crew, const fe_pass *pass) {
         fe_route_count(&route->shape, &route->topk_idx, &route->table, &route->scratch, route->counts);
     if (status != FERRY_OK) fe_route_empty(&route->shape, &route->table, route->counts);
     copy_weights(route);
+    if (status == FERRY_OK) renormalise(route);
     return status;
 }
 
@@ -39,7 +46,7 @@ ferry_status fe_cpu_spread(const fe_crew *crew, const fe_pass *pass) {
     size_t bytes;
     fe_cpu_counts_place(pass, heap->rank, &at, &bytes);
     for (int r = 0; r < heap->ranks; r++)
-        if (fe_heap_near(heap, r)) memcpy(fe_near(heap, r, at), pass->route->counts, bytes);
+        if (fe_heap_reaches(heap, r)) memcpy(fe_near(heap, r, at), pass->route->counts, bytes);
     for (int h = 0; crew->engine->far && h < heap->hosts.count; h++)
         if (h != heap->hosts.mine) FE_TRY(fe_far_push(crew->engine->far, h, FE_COUNTS, pass->half, at, at, bytes));
     return FERRY_OK;

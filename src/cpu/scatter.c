@@ -65,6 +65,12 @@ static void send_token(job *j, int64_t token, char *bench) {
     }
 }
 
+/* A rank that was stopped, and finds that the others go on without it, writes no more than it has begun. */
+static bool is_masked(const job *j) {
+    const fe_heap *heap = &j->crew->engine->heap;
+    return fe_heap_why(heap, heap->rank) == FE_MASKED;
+}
+
 static void work(void *context, int worker, int workers) {
     (void)workers;
     job *j = context;
@@ -72,7 +78,7 @@ static void work(void *context, int worker, int workers) {
     char *bench = fe_pool_bench(j->crew->pool, worker);
     for (;;) {
         int64_t from = atomic_fetch_add_explicit(&j->next, j->chunk, memory_order_relaxed);
-        if (from >= tokens) break;
+        if (from >= tokens || is_masked(j)) break;
         int64_t to = from + j->chunk < tokens ? from + j->chunk : tokens;
         for (int64_t t = from; t < to; t++) send_token(j, t, bench);
         ferry_status status = j->pack.far ? fe_cpu_push_records(&j->pack, from, to) : FERRY_OK;
@@ -88,7 +94,7 @@ static void write_tails(const fe_heap *heap, const fe_pass *pass) {
     const fe_shape *shape = &pass->route->shape;
     size_t width = (size_t)shape->map->most_local;
     for (int r = 0; r < shape->ranks; r++) {
-        if (!fe_heap_near(heap, r)) continue;
+        if (!fe_heap_reaches(heap, r)) continue;
         int32_t *tail = fe_near(heap, r, pass->scatter.tails_at);
         fe_cpu_tail(pass->route, r, tail + ((size_t)pass->half * (size_t)shape->ranks + (size_t)shape->rank) * width);
     }
@@ -109,7 +115,7 @@ ferry_status fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass) {
     *j = (job){.crew = crew, .route = route, .s = &pass->scatter};
     j->past_cache = route->totals->sent * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
     for (int r = 0; r < heap->ranks; r++)
-        if (fe_heap_near(heap, r)) j->target[r] = fe_target_read(heap, pass, r);
+        if (fe_heap_reaches(heap, r)) j->target[r] = fe_target_read(heap, pass, r);
     if (crew->engine->far) fe_cpu_pack_open(&j->pack, crew, pass);
     j->chunk = tokens_at_a_time(j);
     fe_pool_run(crew->pool, work, j, (route->shape.tokens + j->chunk - 1) / j->chunk);

@@ -29,7 +29,7 @@ void fe_cpu_collect(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     const fe_collect *c = &pass->collect;
     for (int r = 0; c->bytes && r < heap->ranks; r++)
-        if (c->root < 0 || c->root == r)
+        if ((c->root < 0 || c->root == r) && !fe_heap_masked(heap, r))
             memcpy(c->to + (size_t)(c->root < 0 ? r : 0) * c->apart, published(heap, r, pass->half), c->bytes);
 }
 
@@ -102,8 +102,7 @@ ferry_status fe_cpu_until(const fe_crew *crew, const fe_pass *pass) {
     awaited a = {word_of(heap, heap->rank, u->at), u};
     fe_waited waited = fe_watch_wait(&crew->engine->watch, word_ready, &a, fe_now_ns() + u->timeout_ns);
     if (waited == FE_ARRIVED) return FERRY_OK;
-    if (waited == FE_ABORTED)
-        return fe_fail(FERRY_ABORTED, "rank %d: the group was aborted during wait_until", heap->rank);
+    if (waited == FE_ABORTED) return fe_watch_ended(heap, " during wait_until");
     return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms until a word was %s %llu: it is %llu", heap->rank,
                    (long long)(u->timeout_ns / 1000000), signs[u->compare], (unsigned long long)u->value,
                    (unsigned long long)atomic_load(a.word));

@@ -156,6 +156,12 @@ ferry_status fe_cpu_stream_sync(ferry_stream *stream) {
     return status;
 }
 
+void fe_cpu_stream_forgive(fe_cpu_stream *s) {
+    pthread_mutex_lock(&s->lock);
+    s->error = FERRY_OK;
+    pthread_mutex_unlock(&s->lock);
+}
+
 int fe_cpu_stream_idle(ferry_stream *stream) {
     fe_cpu_stream *s = own(stream);
     return atomic_load(&s->done) == atomic_load(&s->queued);

@@ -45,6 +45,9 @@ typedef struct fe_cpu_stream {
 /* Puts a command, which the stream will free, at the end. */
 void fe_cpu_enqueue(fe_cpu_stream *stream, fe_command *command);
 
+/* Forgets its error. */
+void fe_cpu_stream_forgive(fe_cpu_stream *stream);
+
 /* event.c, for the stream's thread */
 void fe_cpu_event_reach(fe_cpu_event *event, uint32_t number);
 ferry_status fe_cpu_event_wait(fe_cpu_event *event, uint32_t number, const char *who);

@@ -16,6 +16,7 @@
 
 typedef struct fe_cuda_own { /* device memory of this rank alone */
     uint32_t broken;         /* a pass has failed for good: later ones do nothing */
+    uint64_t era;            /* of the group: a graph that was captured in another is not run */
     /* Blocks of a launch that are through with their move; the last one clears it. Passes of a tide and half come one after another
      * (fe_flight), so the first words are theirs; other passes take turns with the rest. */
     uint32_t done[FE_CUDA_TIDES * 2 + FE_CUDA_TICKETS];
@@ -49,7 +50,10 @@ typedef struct fe_cuda_world { /* a group as kernels see it */
     const uint32_t *aborted; /* of this rank's control block in host memory; NULL where that cannot be mapped */
     uint32_t *waiting;
     fe_map map; /* with arrays in device memory */
-    uint64_t scratch_at, timeout_ns;
+    uint64_t scratch_at, timeout_ns, era;
+    uint32_t masked[FERRY_MAX_RANKS /
+                    32]; /* a bit a rank. Here, where all lanes read a word at once, a look costs no load */
+    const uint8_t *mask; /* [ranks] the same for kernels of the caller's. Device memory */
 } fe_cuda_world;
 
 /* Beside fe_table, for kernels: where each row goes, ready to use. */

@@ -35,7 +35,8 @@ static ferry_status choose_blocks(fe_engine *engine, const struct cudaDeviceProp
                    engine->heap.rank, engine->map->homes);
 }
 
-/* One table in device memory: addresses of all spaces, then the arrays of the map. */
+/* One table in device memory: addresses of all spaces, then the arrays of the map, and what is known of each rank. Kernels of the caller's
+ * have been told its address: it stays where it is. */
 static ferry_status upload_tables(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     const fe_map *map = engine->map;
@@ -49,11 +50,12 @@ static ferry_status upload_tables(fe_engine *engine) {
                  {map->rank_first, ((size_t)map->ranks + 1) * sizeof(int32_t)},
                  {map->home_rank, (size_t)map->homes * sizeof(int32_t)},
                  {map->home_expert, (size_t)map->homes * sizeof(int32_t)},
-                 {fe_cuda_memory_linked(heap), (size_t)heap->ranks}};
+                 {fe_cuda_memory_linked(heap), (size_t)heap->ranks},
+                 {(const void *)heap->masked, (size_t)heap->ranks}};
     enum { PARTS = sizeof parts / sizeof *parts };
     size_t at[PARTS + 1] = {0};
     for (int i = 0; i < PARTS; i++) at[i + 1] = at[i] + (parts[i].bytes + 15) / 16 * 16;
-    FE_CUDA_TRY(cudaMalloc(&cuda->tables, at[PARTS]), heap->rank, "taking GPU memory for tables");
+    if (!cuda->tables) FE_CUDA_TRY(cudaMalloc(&cuda->tables, at[PARTS]), heap->rank, "taking GPU memory for tables");
     for (int i = 0; i < PARTS; i++)
         FE_CUDA_TRY(cudaMemcpyAsync((char *)cuda->tables + at[i], parts[i].from, parts[i].bytes, cudaMemcpyHostToDevice,
                                     cuda->stream),
@@ -67,6 +69,7 @@ static ferry_status upload_tables(fe_engine *engine) {
     cuda->world.map.home_rank = (int32_t *)(void *)(base + at[4]);
     cuda->world.map.home_expert = (int32_t *)(void *)(base + at[5]);
     cuda->world.linked = (const uint8_t *)(base + at[6]);
+    cuda->world.mask = (const uint8_t *)(base + at[7]);
     cuda->world.sharing = fe_cuda_memory_sharing(heap);
     return FERRY_OK;
 }
@@ -137,13 +140,56 @@ static ferry_status open_device(fe_engine *engine) {
     return status;
 }
 
+/* ---- agreements ---- */
+
+static void drain_device(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    for (fe_cuda_stream *s = cuda->streams; s; s = s->next) fe_cuda_stream_drain((ferry_stream *)s);
+    cudaStreamSynchronize(cuda->stream);
+    if (cuda->waits) cudaStreamSynchronize(cuda->waits);
+}
+
+static void write_mask(fe_engine *engine) {
+    fe_cuda_world *world = &fe_cuda_of(engine)->world;
+    memset(world->masked, 0, sizeof world->masked);
+    for (int r = 0; r < world->ranks; r++)
+        if (fe_heap_masked(&engine->heap, r)) world->masked[r / 32] |= 1u << r % 32;
+    world->era = engine->heap.era;
+}
+
+/* The device's own words begin as they did when the group was made. */
+static ferry_status begin_own(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    int rank = engine->heap.rank;
+    FE_CUDA_TRY(cudaMemsetAsync(cuda->world.own, 0, sizeof(fe_cuda_own), cuda->stream), rank, "clearing GPU memory");
+    FE_CUDA_TRY(cudaMemcpyAsync(&cuda->world.own->era, &cuda->world.era, sizeof cuda->world.era, cudaMemcpyHostToDevice,
+                                cuda->stream),
+                rank, "telling the GPU the era");
+    memset(cuda->world.report, 0, sizeof(fe_cuda_report));
+    atomic_store(&fe_heap_control(&engine->heap, rank)->waiting, 0);
+    cuda->told = false;
+    return FERRY_OK;
+}
+
+static ferry_status renew_device(fe_engine *engine, size_t body_bytes) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    const fe_heap *heap = &engine->heap;
+    char *space = heap->space[heap->rank];
+    FE_TRY(fe_cuda_enter(engine));
+    write_mask(engine);
+    FE_TRY(begin_own(engine));
+    FE_TRY(upload_tables(engine));
+    FE_CUDA_TRY(cudaMemsetAsync(space, 0, heap->scratch_at, cuda->stream), heap->rank, "clearing the cells");
+    FE_CUDA_TRY(cudaMemsetAsync(space + heap->body_at, 0, body_bytes, cuda->stream), heap->rank, "clearing counts");
+    return fe_cuda_ok(cudaStreamSynchronize(cuda->stream), heap->rank, "beginning anew after an agreement");
+}
+
 /* ---- closing ---- */
 
 static void stop_device(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     while (cuda->streams) fe_cuda_stream_destroy((ferry_stream *)cuda->streams);
-    cudaStreamSynchronize(cuda->stream);
-    if (cuda->waits) cudaStreamSynchronize(cuda->waits);
+    drain_device(engine);
 }
 
 static void close_device(fe_engine *engine) {
@@ -229,6 +275,7 @@ static ferry_status fill_handle(fe_engine *engine, ferry_device_group *handle) {
     handle->barrier_epoch = &world->own->kernel_barriers;
     handle->aborted = world->aborted;
     handle->timeout_ns = world->timeout_ns;
+    handle->masked = world->mask;
     return FERRY_OK;
 }
 
@@ -238,6 +285,8 @@ static const fe_device device = {
     .open = open_device,
     .stop = stop_device,
     .close = close_device,
+    .drain = drain_device,
+    .renew = renew_device,
     .submit = fe_cuda_submit,
     .extra = fe_cuda_extra_bytes,
     .alloc = alloc,

@@ -72,11 +72,17 @@ FE_DEVICE fe_cell *fe_cell_of(const fe_cuda_world &w, int owner, int kind, int h
     return (fe_cell *)w.space[owner] + ((size_t)kind * 2 + half) * w.ranks + source;
 }
 
+FE_DEVICE bool fe_masked(const fe_cuda_world &w, int rank) {
+    return w.masked[rank / 32] >> rank % 32 & 1;
+}
+
 /* One whole warp: to every rank. What was stored before, and counted, is visible to who hears. */
 FE_DEVICE void fe_say(const fe_cuda_args &a, const fe_note &note, uint64_t epoch) {
     const fe_cuda_world &w = a.world;
     for (int i = fe_lane(); i < w.ranks; i += FE_WARP) { /* starting behind oneself spreads the stores over owners */
-        fe_cell *cell = fe_cell_of(w, (w.rank + 1 + i) % w.ranks, note.kind, note.half, w.rank);
+        int owner = (w.rank + 1 + i) % w.ranks;
+        if (fe_masked(w, owner)) continue;
+        fe_cell *cell = fe_cell_of(w, owner, note.kind, note.half, w.rank);
         for (int k = 0; k < FE_CELL_WORDS; k++) cell->word[k] = note.word[k];
         fe_release(&cell->epoch, epoch);
     }
@@ -102,7 +108,8 @@ FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t ep
     for (uint32_t turn = 1;; turn++) {
         bool here = true;
         for (int r = fe_lane(); r < w.ranks; r += FE_WARP)
-            here = here && fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch) >= epoch;
+            here = here &&
+                   (fe_masked(w, r) || fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch) >= epoch);
         if (__all_sync(FE_ALL, here)) break;
         if (turn % 256 != 0) continue; /* the clock, and even more the host's word, cost more than a look at a cell */
         ferry_status why = FERRY_OK;
@@ -111,7 +118,9 @@ FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t ep
         if (fe_lane() == 0 && fe_break(a)) {
             for (int r = 0; r < w.ranks; r++)
                 w.report->seen[r] =
-                    fe_whole_epoch(a, fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch));
+                    fe_masked(w, r)
+                        ? ~(uint64_t)0
+                        : fe_whole_epoch(a, fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch));
             fe_tell_fatal(a, why, epoch);
         }
         return false;
@@ -126,7 +135,7 @@ FE_DEVICE bool fe_agree(const fe_cuda_args &a, const fe_await &await, uint64_t e
     const fe_cuda_world &w = a.world;
     int other = w.ranks;
     for (int r = fe_lane(); await.same && r < w.ranks; r += FE_WARP)
-        for (int k = 0; k < FE_CELL_WORDS; k++)
+        for (int k = 0; k < FE_CELL_WORDS && !fe_masked(w, r); k++)
             if ((await.same >> k & 1) && fe_cell_of(w, w.rank, await.kind, await.half, r)->word[k] != await.word[k] &&
                 r < other)
                 other = r;
@@ -176,6 +185,14 @@ FE_DEVICE void fe_write_counts(const fe_cuda_args &a, int index, int count) {
 
 /* ---- the acts ---- */
 
+/* Whole warp. Was the pass put on its stream since the group last agreed on who is of it? A graph may be older: that breaks the rank. */
+FE_DEVICE bool fe_in_force(const fe_cuda_args &a) {
+    if (*(volatile uint64_t *)&a.world.own->era == a.world.era) return true;
+    if (fe_lane() == 0 && fe_break(a)) fe_tell_fatal(a, FERRY_INVALID, 0);
+    __syncwarp();
+    return false;
+}
+
 /* Does the pass begin a step of its tide (and count it), or go on with one? */
 FE_DEVICE bool fe_begins(const fe_pass &p) {
     return p.announce.used ||
@@ -189,7 +206,7 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     fe_after_stream();
     *epoch = *(volatile uint64_t *)&a.world.own->epoch[fe_pass_tide(&p)][p.half] + (fe_begins(p) ? 1 : 0);
     if (threadIdx.x < FE_WARP) {
-        bool good = *(volatile uint32_t *)&a.world.own->broken == 0;
+        bool good = fe_in_force(a) && *(volatile uint32_t *)&a.world.own->broken == 0;
         if (good && p.announce.used && blockIdx.x == 0) fe_say(a, p.announce, *epoch);
         if (good && p.await.used) {
             uint64_t until = p.await.kind == FE_COUNTED ? *epoch - 1 : *epoch;

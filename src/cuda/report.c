@@ -1,12 +1,22 @@
 #include "cuda/device.h"
 
+#include <stdio.h>
+
+static ferry_status ended(const fe_heap *heap, const char *step) {
+    char during[80];
+    snprintf(during, sizeof during, " while %s waited", step);
+    return fe_cuda_core->ended(heap, during);
+}
+
 static ferry_status tell_fatal(fe_engine *engine, ferry_status status) {
     const fe_cuda_report *r = fe_cuda_of(engine)->world.report;
     const fe_heap *heap = &engine->heap;
     char step[sizeof r->step + 1] = "";
     memcpy(step, r->step, sizeof r->step);
-    if (status == FERRY_ABORTED)
-        return fe_fail(FERRY_ABORTED, "rank %d: the group was aborted while %s waited", heap->rank, step);
+    if (status == FERRY_ABORTED) return ended(heap, step);
+    if (status == FERRY_INVALID)
+        return fe_fail(status, "rank %d: %s is of a graph that was captured before the group's last agreement",
+                       heap->rank, step);
     if (status == FERRY_MISMATCH) return r->explain(step, heap->rank, r->ours, r->other, r->theirs);
     if (r->epoch == 0) /* no note but a word of the caller's was awaited */
         return fe_fail(FERRY_TIMEOUT, "rank %d waited too long in %s: the word is %llu", heap->rank, step,

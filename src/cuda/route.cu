@@ -68,6 +68,8 @@ FE_DEVICE void count_token(const fe_cuda_args &a, int64_t token, int32_t *hist) 
         if (by_rank ? new_rank : new_home) add_place(go, fan++, rank, k, by_rank);
     }
     for (; fan < s.topk; fan++) go[fan].rank = go[fan].slot = -1;
+    if (s.renormalise && a.route.table.weights)
+        fe_renormalise(&s, &a.route.topk_idx, home, a.route.table.weights + token * s.topk, token);
 }
 
 namespace ferry {
@@ -123,7 +125,8 @@ __global__ void __launch_bounds__(256, 1) spread(const __grid_constant__ fe_cuda
     for (int i = (int)threadIdx.x; i < length; i += (int)blockDim.x) {
         int32_t value = i == FE_COUNT_TOKENS ? s.tokens : 0;
         if (i >= FE_COUNT_HEADER) value = total_of(a, i - FE_COUNT_HEADER, count_blocks);
-        for (int r = (int)blockIdx.x; r < s.ranks; r += (int)gridDim.x) ((int32_t *)counts_of(a, r, s.rank))[i] = value;
+        for (int r = (int)blockIdx.x; r < s.ranks; r += (int)gridDim.x)
+            if (!fe_masked(a.world, r)) ((int32_t *)counts_of(a, r, s.rank))[i] = value;
     }
     fe_close(a, epoch);
 }

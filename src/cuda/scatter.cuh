@@ -172,7 +172,7 @@ FE_DEVICE void fe_write_tails(const fe_cuda_args &a) {
     bool by_rank = shape.layout == FERRY_LAYOUT_RANK;
     for (int i = (int)threadIdx.x; i < w.ranks * width; i += (int)blockDim.x) {
         int r = i / width, u = i - r * width, first = by_rank ? r : w.map.rank_first[r];
-        if (u >= (by_rank ? 1 : fe_map_local(&w.map, r))) continue;
+        if (fe_masked(w, r) || u >= (by_rank ? 1 : fe_map_local(&w.map, r))) continue;
         int32_t *tails = (int32_t *)(w.space[r] + a.pass.scatter.tails_at);
         tails[((size_t)a.pass.half * w.ranks + w.rank) * width + u] = a.route.scratch.keep[first + u];
     }

@@ -31,7 +31,7 @@ cudaError_t fe_cuda_launch_collect(fe_cuda_args *args, cudaStream_t stream) {
     const fe_collect *c = &args->pass.collect;
     cudaError_t error = cudaSuccess;
     for (int r = 0; error == cudaSuccess && r < args->world.ranks; r++)
-        if (c->root < 0 || c->root == r)
+        if ((c->root < 0 || c->root == r) && !(args->world.masked[r / 32] >> r % 32 & 1))
             error = cudaMemcpyAsync(c->to + (size_t)(c->root < 0 ? r : 0) * c->apart, scratch_of(args, r), c->bytes,
                                     cudaMemcpyDefault, stream);
     return error;

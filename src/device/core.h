@@ -18,6 +18,7 @@ typedef struct fe_core {
     ferry_status (*fault_check)(fe_fault *fault, const fe_heap *heap, const char *step);
     void (*fault_note)(fe_fault *fault, ferry_status status, bool fatal);
     ferry_status (*aborted)(const fe_heap *heap);
+    ferry_status (*ended)(const fe_heap *heap, const char *during);
     ferry_status (*blame)(const fe_watch *watch, const char *step, uint64_t epoch, const uint64_t *seen);
     ferry_status (*tell_index)(const fe_shape *shape, int64_t token, int choice, int64_t index);
     ferry_status (*tell_overflow)(const fe_shape *shape, const fe_totals *totals);

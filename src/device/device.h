@@ -28,6 +28,11 @@ typedef struct fe_device {
     ferry_status (*open)(fe_engine *engine);
     void (*stop)(fe_engine *engine); /* ends all streams; then routes and events may go, and then the device */
     void (*close)(fe_engine *engine);
+    /* Waits until all streams are empty. */
+    void (*drain)(fe_engine *engine);
+    /* An era begins (docs/protocol.md, "Agreement"). All streams of all its ranks are empty: cells and the body's first bytes are zeroed, steps
+     * are counted from 0 again, errors are forgotten, and the heap's mask and the map hold as they are now. */
+    ferry_status (*renew)(fe_engine *engine, size_t body_bytes);
     /* stream NULL: run now, in this thread, and return its status. Otherwise the pass is copied and runs in the stream's order; an
      * error becomes the pass's outcome, or the stream's and the group's. */
     ferry_status (*submit)(fe_engine *engine, ferry_stream *stream, const fe_pass *pass);

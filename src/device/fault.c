@@ -21,6 +21,13 @@ void fe_fault_note(fe_fault *fault, ferry_status status, bool fatal) {
     if (fatal) atomic_store(&fault->broken, true);
 }
 
+void fe_fault_clear(fe_fault *fault) {
+    pthread_mutex_lock(&fault->lock);
+    fault->status = FERRY_OK;
+    pthread_mutex_unlock(&fault->lock);
+    atomic_store(&fault->broken, false);
+}
+
 ferry_status fe_fault_first(fe_fault *fault) {
     pthread_mutex_lock(&fault->lock);
     ferry_status status = fault->status;

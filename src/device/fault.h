@@ -18,6 +18,8 @@ void fe_fault_close(fe_fault *fault);
 
 /* Keeps `status` with ferry_last_error() of this thread, unless an earlier error is there. fatal: the group is broken. */
 void fe_fault_note(fe_fault *fault, ferry_status status, bool fatal);
+/* As if nothing had gone wrong. */
+void fe_fault_clear(fe_fault *fault);
 /* The first error, its sentence handed to this thread; FERRY_OK: none. */
 ferry_status fe_fault_first(fe_fault *fault);
 /* FERRY_OK, or FERRY_ABORTED with a sentence that says why `step` is not run. */

@@ -24,6 +24,7 @@ static const fe_core core = {.size = sizeof core,
                              .fault_check = fe_fault_check,
                              .fault_note = fe_fault_note,
                              .aborted = fe_watch_aborted,
+                             .ended = fe_watch_ended,
                              .blame = fe_watch_blame,
                              .tell_index = fe_route_tell_index,
                              .tell_overflow = fe_route_tell_overflow};

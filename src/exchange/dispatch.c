@@ -227,6 +227,7 @@ static const struct {
               {"presence of topk_weights", FE_AT_ROUTE, 6, 1, 1},
               {"topk of the route", FE_AT_ROUTE, 7, 7, 1},
               {"exchange of counts for the route (capacities)", FE_AT_ROUTE, 14, 1, 1},
+              {"renormalise of the route", FE_AT_ROUTE, 15, 1, 1},
               {"row bytes", FE_AT_FORMAT, 0, 28, 1},
               {"cast", FE_AT_FORMAT, 48, 3, 1},
               {"dtype of rows", FE_AT_ROUTE, 16, 8, 1},

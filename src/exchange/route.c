@@ -117,6 +117,7 @@ static ferry_status check_config(const ferry_group *g, const ferry_route_config 
     FE_TRY(check_number("expert_capacity", cfg->expert_capacity, 0, INT32_MAX));
     FE_TRY(check_number("rank_capacity", cfg->rank_capacity, 0, INT32_MAX));
     FE_TRY(check_number("packed", cfg->packed, 0, 1));
+    FE_TRY(check_number("renormalise", cfg->renormalise, 0, 1));
     return check_number("overflow", cfg->overflow, FERRY_OVERFLOW_ERROR, FERRY_OVERFLOW_DROP);
 }
 
@@ -143,7 +144,8 @@ static ferry_status fill_shape(const ferry_group *g, const ferry_route_config *c
                     .alignment = cfg->expert_alignment > 1 ? cfg->expert_alignment : 1,
                     .expert_capacity = cfg->layout == FERRY_LAYOUT_RANK ? 0 : cfg->expert_capacity,
                     .overflow = cfg->overflow,
-                    .packed = cfg->packed != 0};
+                    .packed = cfg->packed != 0,
+                    .renormalise = cfg->renormalise != 0};
     int64_t most = 0, room = g->body.rows;
     for (int r = 0; r < g->ranks; r++) {
         int64_t rows = fe_worst_rows(s, r);
@@ -170,14 +172,14 @@ _Static_assert(WORDS <= FE_CELL_WORDS, "what ranks compare of a route must fit a
 static uint64_t kind_of(const ferry_route *r) {
     const fe_shape *s = &r->data.shape;
     return (uint64_t)s->layout | (uint64_t)s->mode << 8 | (uint64_t)s->overflow << 16 |
-           (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32;
+           (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32 | (uint64_t)s->renormalise << 40;
 }
 
 uint64_t fe_route_kind(const ferry_route *r) {
     const fe_shape *s = &r->data.shape;
     return (uint64_t)s->layout | (uint64_t)s->mode << 3 | (uint64_t)s->overflow << 4 | (uint64_t)s->packed << 5 |
            (uint64_t)(r->data.table.weights != NULL) << 6 | (uint64_t)s->topk << 7 |
-           (uint64_t)fe_needs_exchange(s) << 14;
+           (uint64_t)fe_needs_exchange(s) << 14 | (uint64_t)s->renormalise << 15;
 }
 
 static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
@@ -192,10 +194,11 @@ static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
 }
 
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
-    static const char *const kinds[] = {"layout", "mode", "overflow", "presence of topk_weights", "packed"};
+    static const char *const kinds[] = {"layout", "mode",       "overflow", "presence of topk_weights",
+                                        "packed", "renormalise"};
     static const char *const names[] = {NULL,          "topk", "expert_alignment", "expert_capacity", "rank_capacity",
                                         "route number"};
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 6; i++) {
         unsigned mine = ours[WORD_KIND] >> 8 * i & 0xff, his = theirs[WORD_KIND] >> 8 * i & 0xff;
         if (mine != his)
             return fe_fail(FERRY_MISMATCH, "%s: %s is %u on rank %d, %u on rank %d", step, kinds[i], mine, rank, his,
@@ -329,6 +332,7 @@ ferry_status ferry_route_create(ferry_group *g, const ferry_route_config *cfg, f
     ferry_route *r = calloc(1, sizeof *r);
     if (!r) return fe_fail(FERRY_NOMEM, "rank %d: no memory for a route", g->rank);
     r->group = g;
+    r->era = g->engine.heap.era;
     r->next = g->made;
     g->made = r;
     ferry_status status = fill_shape(g, cfg, &r->data.shape);
@@ -386,7 +390,9 @@ ferry_status ferry_route_get_info(const ferry_route *route, ferry_route_info *in
 ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream, const char *call) {
     if (!route) return fe_fail(FERRY_INVALID, "%s: route is NULL", call);
     FE_TRY(fe_group_own(route->group, stream, call));
-    return fe_group_ready(route->group, call);
+    FE_TRY(fe_group_ready(route->group, call));
+    if (route->era == route->group->engine.heap.era) return FERRY_OK;
+    return fe_fail(FERRY_INVALID, "%s: the route was made before the group's last agreement: make it anew", call);
 }
 
 ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, const fe_pass *pass, bool wait) {

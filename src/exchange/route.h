@@ -12,6 +12,7 @@ struct ferry_route {
     ferry_route_info info;
     uint64_t
         id; /* the group's how-manieth: the same on every rank, and told in every note, so that ranks that confuse two routes learn of it */
+    uint64_t era; /* in which it was made: an agreement ends it */
     bool dispatched;
     void *memory;                      /* the device's, of data's arrays */
     size_t memory_bytes, result_bytes; /* all of it; of what place finds out, at its beginning */
@@ -25,7 +26,7 @@ struct ferry_route {
 ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream, const char *call);
 
 /* What ranks must have in common of a route before a row of it is sent: layout (3 bits), mode, overflow, packed, presence of weights (a bit
- * each), topk (7 bits), whether counts are exchanged. */
+ * each), topk (7 bits), whether counts are exchanged, renormalise. */
 uint64_t fe_route_kind(const ferry_route *route);
 
 /* Puts the pass on the stream (NULL: runs it). wait: does not return before it has run, with its status. */

@@ -240,6 +240,7 @@ void ferry_group_destroy(ferry_group *g) {
     if (e->heap.base && e->heap.base[g->rank])
         fe_watch_give_up(&e->heap); /* what still waits on a stream waits no more */
     if (e->state) e->device->stop(e);
+    if (e->heap.base && e->heap.base[g->rank]) fe_watch_leave(&e->heap);
     for (int half = 0; half < 2; half++) {
         if (g->dispatch[half].done) e->device->event_destroy(g->dispatch[half].done);
         if (g->combine[half].done) e->device->event_destroy(g->combine[half].done);
@@ -268,7 +269,8 @@ ferry_status fe_group_check(const ferry_group *g, const char *call) {
 }
 
 /* What went wrong beside the calls. A lost connection is fatal: the ranks no longer all hear each other. */
-static void look(fe_engine *e) {
+void fe_group_look(ferry_group *g) {
+    fe_engine *e = &g->engine;
     if (e->device->look) e->device->look(e);
     if (!e->far || atomic_load(&e->fault.broken)) return;
     ferry_status status = fe_far_check(e->far);
@@ -276,8 +278,15 @@ static void look(fe_engine *e) {
 }
 
 ferry_status fe_group_ready(ferry_group *g, const char *step) {
-    look(&g->engine);
+    fe_group_look(g);
     return fe_fault_check(&g->engine.fault, &g->engine.heap, step);
+}
+
+ferry_status fe_group_reaches(const ferry_group *g, const char *call, const char *what, int rank) {
+    if (rank < 0 || rank >= g->ranks)
+        return fe_fail(FERRY_INVALID, "%s: %s is %d, ranks are 0 to %d", call, what, rank, g->ranks - 1);
+    if (!fe_heap_masked(&g->engine.heap, rank)) return FERRY_OK;
+    return fe_fail(FERRY_INVALID, "%s: rank %d is masked", call, rank);
 }
 
 ferry_status fe_group_own(const ferry_group *g, const ferry_stream *stream, const char *call) {
@@ -287,7 +296,7 @@ ferry_status fe_group_own(const ferry_group *g, const ferry_stream *stream, cons
 
 ferry_status ferry_group_error(ferry_group *g) {
     FE_TRY(fe_group_check(g, "ferry_group_error"));
-    look(&g->engine);
+    fe_group_look(g);
     FE_TRY(fe_fault_first(&g->engine.fault));
     return fe_watch_aborted(&g->engine.heap);
 }

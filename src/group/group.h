@@ -31,10 +31,13 @@ struct ferry_group {
     fe_flight meeting, exchange;       /* the last: on different streams too they keep the order of their calls */
     ferry_route *made;                 /* list of routes */
     int64_t stream_bytes;
+    int8_t wish[FERRY_MAX_RANKS]; /* for the next agreement: 1: mask it, -1: take it back */
 };
 
 /* FERRY_INVALID for NULL. */
 ferry_status fe_group_check(const ferry_group *group, const char *call);
+/* The rank is one of the group's that steps reach; FERRY_INVALID names it otherwise. */
+ferry_status fe_group_reaches(const ferry_group *group, const char *call, const char *what, int rank);
 /* The step may go on: the group is not aborted and has not failed. */
 ferry_status fe_group_ready(ferry_group *group, const char *step);
 /* The stream is NULL or this group's. */
@@ -42,6 +45,8 @@ ferry_status fe_group_own(const ferry_group *group, const ferry_stream *stream, 
 
 /* "barrier", "allgather" and so on: the meetings of meet.c by their numbers. */
 const char *fe_meeting_name(uint64_t kind);
+/* What went wrong beside the calls, into the group's fault. */
+void fe_group_look(ferry_group *group);
 
 /* Keeps order between streams: what `flight` last did on another stream is over before `stream` (or, NULL, this thread) goes on. */
 ferry_status fe_flight_await(ferry_group *group, fe_flight *flight, ferry_stream *stream);

@@ -104,8 +104,7 @@ ferry_status ferry_allgather(ferry_group *g, const void *mine, void *all, size_t
 ferry_status ferry_broadcast(ferry_group *g, void *buffer, size_t bytes, int root, ferry_stream *stream) {
     FE_TRY(fe_group_check(g, "ferry_broadcast"));
     if (bytes && !buffer) return fe_fail(FERRY_INVALID, "ferry_broadcast: buffer is NULL");
-    if (root < 0 || root >= g->ranks)
-        return fe_fail(FERRY_INVALID, "ferry_broadcast: root is %d, ranks are 0 to %d", root, g->ranks - 1);
+    FE_TRY(fe_group_reaches(g, "ferry_broadcast", "root", root));
     meeting m = {.kind = MEET_BROADCAST, .mine = buffer, .all = buffer, .bytes = bytes, .root = root};
     return call_meeting(g, &m, stream);
 }

@@ -10,8 +10,7 @@ static ferry_status locate(const ferry_group *g, const char *call, const char *w
                            int rank, uint64_t *offset) {
     const fe_heap *heap = &g->engine.heap;
     *offset = 0;
-    if (rank < 0 || rank >= g->ranks)
-        return fe_fail(FERRY_INVALID, "%s: rank is %d, ranks are 0 to %d", call, rank, g->ranks - 1);
+    FE_TRY(fe_group_reaches(g, call, "rank", rank));
     int64_t at = fe_heap_offset(heap, pointer, bytes);
     if (at < (int64_t)heap->body_at) /* below lie the cells that the protocol runs on */
         return fe_fail(FERRY_INVALID, "%s: %s %p with %zu bytes is not inside rank %d's symmetric heap", call, what,
@@ -31,7 +30,7 @@ void *ferry_heap_ptr(const ferry_group *g, const void *pointer, int rank) {
     if (!g || rank < 0 || rank >= g->ranks || !pointer) return NULL;
     const fe_heap *heap = &g->engine.heap;
     int64_t offset = fe_heap_offset(heap, pointer, 1);
-    if (!fe_heap_near(heap, rank)) return NULL;
+    if (!fe_heap_reaches(heap, rank)) return NULL;
     return offset < (int64_t)heap->body_at ? NULL : fe_near(heap, rank, (uint64_t)offset);
 }
 

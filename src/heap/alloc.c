@@ -28,7 +28,8 @@ static void remove_block(fe_heap *heap, size_t at) {
     memmove(&heap->block[at], &heap->block[at + 1], (heap->blocks - at) * sizeof *heap->block);
 }
 
-int64_t fe_heap_take(fe_heap *heap, size_t bytes) {
+/* Splits a block for them. -1: there is none as large. */
+static int64_t take_block(fe_heap *heap, size_t bytes) {
     if (bytes > heap->user_bytes) return -1;
     bytes = bytes ? (bytes + GRAIN - 1) / GRAIN * GRAIN : GRAIN;
     for (size_t i = 0; i < heap->blocks; i++) {
@@ -46,7 +47,33 @@ int64_t fe_heap_take(fe_heap *heap, size_t bytes) {
     return -1;
 }
 
-ferry_status fe_heap_give(fe_heap *heap, int64_t offset) {
+/* FNV-1a, by words. */
+static uint64_t hash_blocks(const fe_heap *heap) {
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < heap->blocks; i++) {
+        h = (h ^ heap->block[i].offset) * 0x100000001b3u;
+        h = (h ^ (uint64_t)heap->block[i].used) * 0x100000001b3u;
+    }
+    return h;
+}
+
+static void tell(fe_heap *heap, bool freed, uint64_t argument) {
+    fe_story *s = &heap->story;
+    *s = (fe_story){.before = s->now, .calls = s->calls + 1, .freed = freed, .argument = argument};
+    s->now = hash_blocks(heap);
+}
+
+void fe_heap_begin(fe_heap *heap) {
+    heap->story = (fe_story){.now = hash_blocks(heap), .before = hash_blocks(heap)};
+}
+
+int64_t fe_heap_take(fe_heap *heap, size_t bytes) {
+    int64_t offset = take_block(heap, bytes);
+    if (offset >= 0) tell(heap, false, bytes);
+    return offset;
+}
+
+static ferry_status give_block(fe_heap *heap, int64_t offset) {
     for (size_t i = 0; i < heap->blocks; i++) {
         if (!heap->block[i].used || (int64_t)heap->block[i].offset != offset) continue;
         heap->block[i].used = false;
@@ -62,6 +89,22 @@ ferry_status fe_heap_give(fe_heap *heap, int64_t offset) {
     }
     return fe_fail(FERRY_INVALID, "rank %d: heap offset %lld is not the start of an allocation", heap->rank,
                    (long long)offset);
+}
+
+ferry_status fe_heap_give(fe_heap *heap, int64_t offset) {
+    FE_TRY(give_block(heap, offset));
+    tell(heap, true, (uint64_t)offset);
+    return FERRY_OK;
+}
+
+ferry_status fe_heap_follow(fe_heap *heap, const fe_story *story) {
+    FE_TRY(fe_heap_reserve(heap));
+    bool behind = heap->story.now != story->now;
+    if (behind && story->freed) FE_TRY(fe_heap_give(heap, (int64_t)story->argument));
+    if (behind && !story->freed && fe_heap_take(heap, story->argument) < 0)
+        return fe_fail(FERRY_NOMEM, "rank %d: the heap has no room for what others have allocated", heap->rank);
+    heap->story = *story;
+    return FERRY_OK;
 }
 
 bool fe_heap_taken(const fe_heap *heap, int64_t offset) {

@@ -176,12 +176,14 @@ static ferry_status make_all(fe_heap *heap, fe_card *card) {
     heap->base = calloc((size_t)heap->ranks, sizeof *heap->base);
     heap->space = calloc((size_t)heap->ranks, sizeof *heap->space);
     heap->mapping = calloc((size_t)heap->ranks, sizeof *heap->mapping);
+    heap->masked = calloc((size_t)heap->ranks, sizeof *heap->masked);
     heap->block_room = 16;
     heap->block = calloc(heap->block_room, sizeof *heap->block);
-    if (!heap->base || !heap->space || !heap->mapping || !heap->block)
+    if (!heap->base || !heap->space || !heap->mapping || !heap->masked || !heap->block)
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the tables of %d ranks", heap->rank, heap->ranks);
     heap->blocks = heap->user_bytes ? 1 : 0;
     heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
+    fe_heap_begin(heap);
     FE_TRY(make_own(heap));
     return heap->memory ? heap->memory->make(heap, card) : FERRY_OK;
 }
@@ -204,6 +206,7 @@ void fe_heap_destroy(fe_heap *heap) {
     free(heap->base);
     free(heap->space);
     free(heap->mapping);
+    free((void *)heap->masked);
     free(heap->block);
     *heap = (fe_heap){.fd = -1};
 }

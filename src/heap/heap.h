@@ -16,6 +16,7 @@
 #include "base/os.h"
 #include "boot/boot.h"
 #include "heap/cell.h"
+#include "heap/council.h"
 #include "heap/hosts.h"
 #include "heap/mapping.h"
 #include <stdbool.h>
@@ -25,7 +26,8 @@
 
 enum { FE_CALLS = 32 };
 
-enum { FE_GROUP_ABORTED = 1, FE_GAVE_UP = 2 }; /* why a rank waits no more: the group ended, or it alone leaves */
+/* Why a rank waits no more: the group ended; it alone leaves; a rank asks for an agreement; the others go on without it. */
+typedef enum fe_why { FE_GOES_ON, FE_GROUP_ABORTED, FE_GAVE_UP, FE_RECALLED, FE_MASKED } fe_why;
 
 typedef struct fe_control {
     uint64_t magic;
@@ -33,14 +35,17 @@ typedef struct fe_control {
     int32_t rank, ranks, pid;
     _Alignas(FE_CACHE_LINE) _Atomic uint32_t bell; /* futex word: rung after a cell is written while somebody sleeps */
     _Atomic uint32_t sleepers;                     /* threads of this rank asleep on the bell */
-    _Alignas(FE_CACHE_LINE) _Atomic uint32_t aborted; /* 0: it goes on */
+    /* era << 32 | rank that recalls << 8 | fe_why. Kernels read the lower half alone: 0, it goes on. The era is compared with it, so that
+     * who recalls too late, for an agreement that is over, changes nothing. */
+    _Alignas(FE_CACHE_LINE) _Atomic uint64_t aborted;
     _Alignas(
         FE_CACHE_LINE) _Atomic uint32_t waiting; /* threads of this rank that wait for other ranks, past spinning */
     _Atomic uint32_t failed;         /* a wait of this rank has ended in an error: it is late for a reason */
     _Atomic uint32_t lost;           /* rank + 1 of a far rank that this rank's network has given up */
-    _Atomic uint64_t calls;          /* collective calls that this rank has made ... */
+    _Atomic uint64_t calls;          /* collective calls that this rank has made in this era ... */
     _Atomic uint64_t call[FE_CALLS]; /* ... and the last of them (watch/calls.h) */
     _Atomic int32_t holders;         /* others that map its space, where the space is not held by whoever maps it */
+    _Alignas(FE_CACHE_LINE) fe_council council;
 } fe_control;
 
 typedef struct fe_block { /* of the user's heap, in address order, tiling it */
@@ -79,6 +84,9 @@ struct fe_heap {
     int fd;
     fe_block *block;
     size_t blocks, block_room;
+    fe_story story;          /* of what was allocated and freed */
+    uint64_t era;            /* agreements so far */
+    _Atomic uint8_t *masked; /* [ranks] 1: the group goes on without it; NULL: nobody is. Any thread may look */
 };
 
 /* [collective over boot] Makes this rank's memory and maps the others'. Set before: rank, ranks, hosts, far_bytes, memory, memory_state;
@@ -96,11 +104,15 @@ int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes);
 
 /* Deterministic first fit: the same calls give the same offsets on every rank. -1 when there is no room / no such block. */
 int64_t fe_heap_take(fe_heap *heap, size_t bytes);
+/* Once the list of blocks is made. */
+void fe_heap_begin(fe_heap *heap);
 /* Room for one block more in this rank's list, so that fe_heap_take cannot fail here and succeed elsewhere. */
 ferry_status fe_heap_reserve(fe_heap *heap);
 ferry_status fe_heap_give(fe_heap *heap, int64_t offset);
 bool fe_heap_taken(const fe_heap *heap, int64_t offset); /* an allocation begins there */
 size_t fe_heap_largest(const fe_heap *heap);
+/* A call may have ended well on one rank and, since another died, not on the next: who is one call behind the story makes it up. */
+ferry_status fe_heap_follow(fe_heap *heap, const fe_story *story);
 
 static inline fe_control *fe_heap_control(const fe_heap *heap, int rank) {
     return (fe_control *)(void *)heap->base[rank];
@@ -111,8 +123,23 @@ static inline bool fe_heap_near(const fe_heap *heap, int rank) {
     return heap->base[rank] != NULL;
 }
 
-/* Does a note of this kind from `source` come to this rank? With one host all do. */
+static inline fe_why fe_heap_why(const fe_heap *heap, int rank) {
+    return (fe_why)(atomic_load(&fe_heap_control(heap, rank)->aborted) & 0xff);
+}
+
+/* Is the group going on without it? It is not heard, nothing is said to it, and its memory is left alone. */
+static inline bool fe_heap_masked(const fe_heap *heap, int rank) {
+    return heap->masked && atomic_load_explicit(&heap->masked[rank], memory_order_relaxed);
+}
+
+/* Ranks whose memory steps read and write. */
+static inline bool fe_heap_reaches(const fe_heap *heap, int rank) {
+    return fe_heap_near(heap, rank) && !fe_heap_masked(heap, rank);
+}
+
+/* Does a note of this kind from `source` come to this rank? With one host all do, but of who is masked. */
 static inline bool fe_heap_hears(const fe_heap *heap, fe_kind kind, int source) {
+    if (fe_heap_masked(heap, source)) return false;
     if (heap->hosts.count == 1) return true;
     bool near = fe_heap_near(heap, source), column = heap->hosts.index_of[source] == heap->hosts.index;
     switch (fe_reach_of(kind)) {

@@ -2,6 +2,8 @@
  * a call has given up, and the caller's memory is the caller's again then. */
 #include "link/proxy.h"
 
+#include <stdio.h>
+
 #include <time.h>
 
 typedef struct awaited {
@@ -32,11 +34,16 @@ static ferry_status late(const fe_far *f, int rank, const char *doing) {
                    (long long)(f->watch->timeout_ns / 1000000), doing, rank);
 }
 
+static ferry_status ended(const fe_far *f, int rank, const char *doing) {
+    char during[96];
+    snprintf(during, sizeof during, " while %.60s rank %d", doing, rank);
+    return fe_watch_ended(f->heap, during);
+}
+
 static ferry_status await(fe_far *f, const awaited *a, int64_t deadline, const char *doing) {
     fe_waited waited = fe_watch_wait(f->watch, is_over, a, deadline);
     if (waited == FE_ARRIVED) return FERRY_OK;
-    if (waited == FE_ABORTED)
-        return fe_fail(FERRY_ABORTED, "rank %d: the group was aborted while %s rank %d", f->heap->rank, doing, a->rank);
+    if (waited == FE_ABORTED) return ended(f, a->rank, doing);
     return late(f, a->rank, doing);
 }
 

@@ -158,7 +158,7 @@ static void say_to_column(fe_far *f, fe_arrival what) {
 
 /* An abort crosses in every column, whoever of the host it came from. */
 static int carry_abort(fe_far *f) {
-    if (f->stop_said || atomic_load(&fe_heap_control(f->heap, f->heap->rank)->aborted) != FE_GROUP_ABORTED) return 0;
+    if (f->stop_said || fe_heap_why(f->heap, f->heap->rank) != FE_GROUP_ABORTED) return 0;
     f->stop_said = true;
     say_to_column(f, FE_STOP);
     return 1;
@@ -236,7 +236,7 @@ static bool column_gone(const fe_far *f) {
 
 static void leave(fe_far *f) {
     const fe_control *mine = fe_heap_control(f->heap, f->heap->rank);
-    bool in_peace = !atomic_load(&mine->failed) && atomic_load(&mine->aborted) != FE_GROUP_ABORTED && f->first_lost < 0;
+    bool in_peace = !atomic_load(&mine->failed) && fe_heap_why(f->heap, f->heap->rank) != FE_GROUP_ABORTED && f->first_lost < 0;
     drain(f, in_peace);
     say_to_column(f, FE_BYE);
     drain(f, in_peace);

@@ -25,6 +25,7 @@ static int count_token(const fe_shape *shape, const ferry_tensor *idx, const fe_
         if (expert == -1) continue;
         if (expert < 0 || expert >= map->experts) return k;
         int32_t h = home[k] = fe_map_home(map, expert, shape->rank, token);
+        if (h < 0) continue;
         int rank = map->home_rank[h];
         bool new_rank = scratch->stamp[rank] < mark, new_home = scratch->stamp[map->ranks + h] < mark;
         if (new_rank) {

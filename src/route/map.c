@@ -61,11 +61,14 @@ ferry_status fe_map_create(int experts, int ranks, const int32_t *expert_first, 
     *map = (fe_map){.experts = experts, .ranks = ranks, .homes = expert_first ? expert_first[experts] : experts};
     map->copy_first = calloc((size_t)experts + 1, sizeof(int32_t));
     map->copy = calloc((size_t)map->homes, sizeof(int32_t));
+    map->all_first = calloc((size_t)experts + 1, sizeof(int32_t));
+    map->all = calloc((size_t)map->homes, sizeof(int32_t));
     map->rank_first = calloc((size_t)ranks + 1, sizeof(int32_t));
     map->home_rank = calloc((size_t)map->homes, sizeof(int32_t));
     map->home_expert = calloc((size_t)map->homes, sizeof(int32_t));
     int32_t *rank = calloc((size_t)map->homes, sizeof(int32_t));
-    if (!map->copy_first || !map->copy || !map->rank_first || !map->home_rank || !map->home_expert || !rank) {
+    if (!map->copy_first || !map->copy || !map->all_first || !map->all || !map->rank_first || !map->home_rank ||
+        !map->home_expert || !rank) {
         free(rank);
         fe_map_destroy(map);
         return fe_fail(FERRY_NOMEM, "no memory for a map of %d experts on %d ranks", experts, ranks);
@@ -78,12 +81,26 @@ ferry_status fe_map_create(int experts, int ranks, const int32_t *expert_first, 
     }
     number_homes(map, rank);
     free(rank);
+    memcpy(map->all_first, map->copy_first, ((size_t)experts + 1) * sizeof(int32_t));
+    memcpy(map->all, map->copy, (size_t)map->homes * sizeof(int32_t));
     return FERRY_OK;
+}
+
+void fe_map_mask(fe_map *map, bool (*masked)(const void *context, int rank), const void *context) {
+    int32_t n = 0;
+    for (int e = 0; e < map->experts; e++) {
+        map->copy_first[e] = n;
+        for (int i = map->all_first[e]; i < map->all_first[e + 1]; i++)
+            if (!masked(context, map->home_rank[map->all[i]])) map->copy[n++] = map->all[i];
+    }
+    map->copy_first[map->experts] = n;
 }
 
 void fe_map_destroy(fe_map *map) {
     free(map->copy_first);
     free(map->copy);
+    free(map->all_first);
+    free(map->all);
     free(map->rank_first);
     free(map->home_rank);
     free(map->home_expert);

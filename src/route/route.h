@@ -6,6 +6,7 @@
 #ifndef FERRY_ROUTE_ROUTE_H
 #define FERRY_ROUTE_ROUTE_H
 
+#include "base/num.h"
 #include "route/map.h"
 #include <stdbool.h>
 
@@ -18,7 +19,8 @@ typedef struct fe_shape {
     int alignment;
     int64_t expert_capacity, rank_capacity; /* 0: none */
     ferry_overflow overflow;
-    bool packed; /* LATENCY: as in THROUGHPUT */
+    bool packed;      /* LATENCY: as in THROUGHPUT */
+    bool renormalise; /* weights of choices that a mask sends nowhere are spread over the token's others */
 } fe_shape;
 
 /* One rank's row of counts, as it travels: header, rows per rank (a token once), rows per home. int32 each. */
@@ -96,6 +98,24 @@ int64_t fe_worst_rows(const fe_shape *shape, int rank);
 FE_PURE int64_t fe_topk_at(const ferry_tensor *idx, int64_t token, int64_t choice) {
     int64_t at = token * idx->strides[0] + choice * idx->strides[1];
     return idx->dtype == FERRY_INT32 ? ((const int32_t *)idx->data)[at] : ((const int64_t *)idx->data)[at];
+}
+
+/* One token's weights, once its homes are found: what belongs to choices that are nowhere for a mask is spread over the others, by
+ * w * (sum of all / sum of those left), sums in choice order. Other tokens keep their bits. */
+FE_PURE void fe_renormalise(const fe_shape *s, const ferry_tensor *idx, const int32_t *home, float *weight,
+                            int64_t token) {
+    float all = 0, left = 0;
+    bool lost = false;
+    for (int k = 0; k < s->topk; k++) {
+        if (fe_topk_at(idx, token, k) < 0) continue;
+        all += weight[k];
+        if (home[k] >= 0)
+            left += weight[k];
+        else
+            lost = true;
+    }
+    float scale = left != 0 ? all / left : 0;
+    for (int k = 0; lost && k < s->topk; k++) weight[k] = home[k] < 0 ? 0 : fe_f32_canonical(weight[k] * scale);
 }
 
 /* Fills home, order, fan and counts. FERRY_INVALID names the index that is no expert; idx has explicit strides. */

@@ -31,40 +31,45 @@ static fe_waited await_cell(const fe_watch *watch, const awaited *a, int rank, i
     }
 }
 
-typedef enum fate { ALIVE, STOPPED, DEAD } fate;
-
 /* State letter of /proc/PID/stat (proc(5)): after the last ')' of the command name. */
-static fate process_fate(int pid) {
+static fe_fate process_fate(int pid) {
     char path[32], text[512];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     FILE *file = fopen(path, "re");
-    if (!file) return errno == ENOENT || errno == ESRCH ? DEAD : ALIVE; /* else we may not look */
+    if (!file) return errno == ENOENT || errno == ESRCH ? FE_DEAD : FE_ALIVE; /* else we may not look */
     size_t n = fread(text, 1, sizeof text - 1, file);
     fclose(file);
     text[n] = '\0';
     const char *end = strrchr(text, ')');
     int state = end && end[1] == ' ' ? end[2] : 'R';
-    return state == 'Z' || state == 'X' ? DEAD : state == 'T' || state == 't' ? STOPPED : ALIVE;
+    return state == 'Z' || state == 'X' ? FE_DEAD : state == 'T' || state == 't' ? FE_STOPPED : FE_ALIVE;
 }
 
 typedef enum weight { WAITING = 1, BUSY = 2, GONE = 3 } weight; /* how sure we are that a late rank is the cause */
 
-static weight guilt(const fe_heap *heap, int rank, fate *why) {
+fe_fate fe_watch_fate(const fe_heap *heap, int rank) {
     const fe_control *control = fe_heap_control(heap, rank);
-    bool other_process = control->pid != fe_heap_control(heap, heap->rank)->pid;
-    *why = other_process ? process_fate(control->pid) : ALIVE;
-    if (*why != ALIVE) return GONE;
-    return atomic_load(&control->waiting) || atomic_load(&control->failed) ? WAITING : BUSY;
+    if (atomic_load(&control->council.left)) return FE_LEFT;
+    return control->pid == fe_heap_control(heap, heap->rank)->pid ? FE_ALIVE : process_fate(control->pid);
 }
 
-static const char *const fates[] = {[ALIVE] = "", [STOPPED] = ", process stopped", [DEAD] = ", process gone"};
+static weight guilt(const fe_heap *heap, int rank, fe_fate *why) {
+    const fe_control *control = fe_heap_control(heap, rank);
+    *why = fe_watch_fate(heap, rank);
+    bool failed = atomic_load(&control->failed);
+    if (*why != FE_ALIVE && !(*why == FE_LEFT && failed)) return GONE; /* who failed first has left for a reason */
+    return atomic_load(&control->waiting) || failed ? WAITING : BUSY;
+}
+
+static const char *const fates[] = {
+    [FE_ALIVE] = "", [FE_STOPPED] = ", process stopped", [FE_DEAD] = ", process gone", [FE_LEFT] = ", it has left"};
 
 /* A far rank is heard through its gateway here: that one's death is the better explanation. */
 static weight accuse_far(const fe_watch *watch, int rank, char *text, size_t size) {
     const fe_heap *heap = watch->heap;
     int gateway = fe_hosts_gateway(&heap->hosts, rank);
     const char *trouble = watch->trouble && gateway == heap->rank ? watch->trouble(watch->far, rank) : NULL;
-    fate why = ALIVE;
+    fe_fate why = FE_ALIVE;
     /* One that has failed before and left is late for a reason of its own, and that is most likely the far rank. */
     bool left = atomic_load(&fe_heap_control(heap, gateway)->failed) != 0;
     if (gateway != heap->rank && !left && guilt(heap, gateway, &why) == GONE) {
@@ -79,14 +84,14 @@ static weight accuse_far(const fe_watch *watch, int rank, char *text, size_t siz
 
 /* The gateway's own note is missing too, and it is gone: it is named for itself. */
 static bool explained(const fe_watch *watch, int rank, uint64_t epoch, const uint64_t *seen) {
-    fate why;
+    fe_fate why;
     if (fe_heap_near(watch->heap, rank)) return false;
     int gateway = fe_hosts_gateway(&watch->heap->hosts, rank);
     return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == GONE;
 }
 
 static weight accuse_near(const fe_watch *watch, int rank, uint64_t epoch, uint64_t seen, char *text, size_t size) {
-    fate why;
+    fe_fate why;
     weight w = guilt(watch->heap, rank, &why);
     snprintf(text, size, "rank %d (reached %llu of %llu%s)", rank, (unsigned long long)seen, (unsigned long long)epoch,
              fates[why]);
@@ -113,6 +118,13 @@ ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t ep
                    (long long)(watch->timeout_ns / 1000000), step, used ? names : "a rank that came just now");
 }
 
+static ferry_status ended(const fe_heap *heap, const char *step, int rank) {
+    char during[96];
+    atomic_store(&fe_heap_control(heap, heap->rank)->failed, 1);
+    snprintf(during, sizeof during, " while %.48s waited for rank %d", step, rank);
+    return fe_watch_ended(heap, during);
+}
+
 ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step) {
     const fe_heap *heap = watch->heap;
     int64_t deadline = 0;
@@ -132,10 +144,7 @@ ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint6
                               : atomic_load(&fe_heap_cell(heap, heap->rank, kind, half, i)->epoch);
             return fe_watch_blame(watch, step, epoch, seen);
         }
-        if (waited == FE_ABORTED) atomic_store(&fe_heap_control(heap, heap->rank)->failed, 1);
-        if (waited == FE_ABORTED)
-            return fe_fail(FERRY_ABORTED, "rank %d: the group was aborted while %s waited for rank %d", heap->rank,
-                           step, r);
+        if (waited == FE_ABORTED) return ended(heap, step, r);
     }
     return FERRY_OK;
 }

@@ -7,6 +7,10 @@ void fe_calls_note(const fe_heap *heap, uint64_t call) {
     atomic_store_explicit(&mine->calls, number + 1, memory_order_release); /* after its word */
 }
 
+void fe_calls_forget(const fe_heap *heap) {
+    atomic_store(&fe_heap_control(heap, heap->rank)->calls, 0);
+}
+
 /* Call `number` of a rank that has made `calls`; 0: it is not kept any more, or was just written over. */
 static uint64_t call_of(const fe_control *control, uint64_t number) {
     uint64_t call = atomic_load_explicit(&control->call[number % FE_CALLS], memory_order_acquire);

@@ -27,6 +27,9 @@ typedef enum fe_waited { FE_ARRIVED, FE_LATE, FE_ABORTED } fe_waited;
 /* deadline: by fe_now_ns(). */
 fe_waited fe_watch_wait(const fe_watch *watch, fe_ready_fn ready, const void *what, int64_t deadline);
 
+/* The same at an agreement, to which nobody need call any more: only an abort ends it early. */
+fe_waited fe_watch_wait_on(const fe_watch *watch, fe_ready_fn ready, const void *what, int64_t deadline);
+
 /* Waits until the cell [kind][half] in this rank's heap of every rank that says such notes to it has reached epoch. `step` is what the sentence calls it. */
 ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step);
 
@@ -42,5 +45,22 @@ void fe_watch_abort(const fe_heap *heap);
 /* This rank alone gives up: what still waits on one of its streams ends as if the group were aborted. */
 void fe_watch_give_up(const fe_heap *heap);
 ferry_status fe_watch_aborted(const fe_heap *heap); /* FERRY_OK, or FERRY_ABORTED with a sentence */
+/* FERRY_ABORTED, with the sentence: why, and `during`, " while ...". */
+ferry_status fe_watch_ended(const fe_heap *heap, const char *during);
+
+/* Calls a rank of this rank's era to an agreement: what it waits for ends at once. */
+void fe_watch_recall(const fe_heap *heap, int rank);
+/* A rank that this rank's era is without: its next look ends what it does. */
+void fe_watch_mask(const fe_heap *heap, int rank);
+/* The others go on without this rank, and it knows. */
+void fe_watch_exclude(const fe_heap *heap);
+/* This rank begins its era. false: the group is aborted. */
+bool fe_watch_resume(const fe_heap *heap);
+/* This rank leaves the group, and nothing of it runs any more: nobody need wait for it. */
+void fe_watch_leave(const fe_heap *heap);
+
+/* What can be seen of a rank's process. A rank of this process is ALIVE. */
+typedef enum fe_fate { FE_ALIVE, FE_STOPPED, FE_DEAD, FE_LEFT } fe_fate;
+fe_fate fe_watch_fate(const fe_heap *heap, int rank);
 
 #endif

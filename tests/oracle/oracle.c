@@ -17,6 +17,7 @@ struct oracle {
     place **place;     /* [ranks][tokens * topk] */
     int32_t **experts; /* [ranks][L] */
     oracle_row **row;  /* [ranks][received] */
+    float **weights;   /* [ranks][tokens * topk] as they count; NULL: the route has none */
     int64_t dropped;
 };
 
@@ -28,15 +29,45 @@ static bool lives_on(const oracle_config *c, int expert, int rank) {
     return false;
 }
 
-/* The rank whose copy of the expert serves this token. */
+static bool is_masked(const oracle_config *c, int rank) {
+    return c->masked && c->masked[rank];
+}
+
+/* The rank whose copy of the expert serves this token: of those that are not masked, in the map's order. -1: there is none. */
 static int rank_for(const oracle_config *c, int expert, int source, int token) {
-    if (c->expert_first) {
-        int copies = c->expert_first[expert + 1] - c->expert_first[expert];
-        return c->expert_rank[c->expert_first[expert] + (source + token) % copies];
+    int copy[FERRY_MAX_RANKS], copies = 0;
+    for (int i = c->expert_first ? c->expert_first[expert] : 0;
+         i < (c->expert_first ? c->expert_first[expert + 1] : c->ranks); i++) {
+        int rank = c->expert_first ? c->expert_rank[i] : i;
+        if (lives_on(c, expert, rank) && !is_masked(c, rank)) copy[copies++] = rank;
     }
-    for (int r = 0; r < c->ranks; r++)
-        if (lives_on(c, expert, r)) return r;
-    return -1;
+    return copies ? copy[(source + token) % copies] : -1;
+}
+
+/* Each token's weights, those of choices that a mask sends nowhere spread over the others. */
+static bool spread_weights(oracle *o, int source) {
+    const oracle_config *c = &o->config;
+    const oracle_tokens *t = &o->tokens[source];
+    size_t n = (size_t)t->tokens * (size_t)c->topk;
+    if (!t->topk_weights) return true;
+    float *to = o->weights[source] = malloc(n * sizeof(float) + 1);
+    if (!to) return false;
+    memcpy(to, t->topk_weights, n * sizeof(float));
+    for (size_t first = 0; c->renormalise && first < n; first += (size_t)c->topk) {
+        float wanted = 0, served = 0;
+        int missing = 0;
+        for (size_t i = first; i < first + (size_t)c->topk; i++) {
+            if (t->topk_idx[i] < 0) continue;
+            wanted += t->topk_weights[i];
+            if (o->place[source][i].rank >= 0) served += t->topk_weights[i];
+            missing += o->place[source][i].rank < 0;
+        }
+        for (size_t i = first; missing && i < first + (size_t)c->topk; i++) {
+            float factor = served == 0 ? 0 : wanted / served;
+            to[i] = o->place[source][i].rank < 0 ? 0 : fe_f32_canonical(to[i] * factor);
+        }
+    }
+    return true;
 }
 
 static bool list_experts(oracle *o, int rank) {
@@ -62,6 +93,7 @@ static bool place_choices(oracle *o, int source) {
         int64_t expert = t->topk_idx[i];
         if (expert < 0) continue;
         p->rank = rank_for(c, (int)expert, source, (int)(i / (size_t)c->topk));
+        if (p->rank < 0) continue;
         for (int l = 0; l < o->rank[p->rank].local_experts; l++)
             if (o->experts[p->rank][l] == expert) p->local = l;
     }
@@ -77,7 +109,7 @@ static bool goes_to(const oracle *o, int source, int token, int rank, int local)
 }
 
 static float weight_for(const oracle *o, int source, int token, int rank, int local) {
-    const float *weights = o->tokens[source].topk_weights;
+    const float *weights = o->weights[source];
     float sum = 0;
     for (int c = 0; weights && c < o->config.topk; c++) {
         size_t i = (size_t)token * (size_t)o->config.topk + (size_t)c;
@@ -201,7 +233,7 @@ static bool build(oracle *o) {
     for (int r = 0; r < ranks; r++)
         if (!list_experts(o, r)) return false;
     for (int r = 0; r < ranks; r++)
-        if (!place_choices(o, r)) return false;
+        if (!place_choices(o, r) || !spread_weights(o, r)) return false;
     for (int r = 0; r < ranks; r++)
         if (!allocate_rank(o, r)) return false;
     for (int r = 0; r < ranks; r++) place_rank(o, r);
@@ -219,7 +251,8 @@ oracle *oracle_new(const oracle_config *config, const oracle_tokens *tokens) {
     o->place = calloc(ranks, sizeof *o->place);
     o->experts = calloc(ranks, sizeof *o->experts);
     o->row = calloc(ranks, sizeof *o->row);
-    if (!o->tokens || !o->rank || !o->place || !o->experts || !o->row) {
+    o->weights = calloc(ranks, sizeof *o->weights);
+    if (!o->tokens || !o->rank || !o->place || !o->experts || !o->row || !o->weights) {
         oracle_free(o);
         return NULL;
     }
@@ -235,6 +268,7 @@ void oracle_free(oracle *o) {
         if (o->place) free(o->place[r]);
         if (o->experts) free(o->experts[r]);
         if (o->row) free(o->row[r]);
+        if (o->weights) free(o->weights[r]);
         if (!o->rank) continue;
         free(o->rank[r].expert_rows);
         free(o->rank[r].expert_start);
@@ -248,6 +282,7 @@ void oracle_free(oracle *o) {
     free(o->place);
     free(o->experts);
     free(o->row);
+    free(o->weights);
     free(o);
 }
 
@@ -256,6 +291,10 @@ const oracle_rank *oracle_rank_of(const oracle *o, int rank) {
 }
 int64_t oracle_dropped(const oracle *o) {
     return o->dropped;
+}
+
+const float *oracle_weights(const oracle *o, int source) {
+    return o->weights[source];
 }
 
 int oracle_place(const oracle *o, int source, int token, int choice, int64_t *slot) {
@@ -271,7 +310,7 @@ void oracle_row_topk(const oracle *o, int rank, const oracle_row *row, int32_t *
     for (int c = 0; c < o->config.topk; c++) {
         bool here = p[c].rank == rank;
         idx[c] = here ? p[c].local : -1;
-        if (weights) weights[c] = here ? o->tokens[row->source].topk_weights[at + (size_t)c] : 0;
+        if (weights) weights[c] = here ? o->weights[row->source][at + (size_t)c] : 0;
     }
 }
 

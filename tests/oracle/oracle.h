@@ -21,6 +21,9 @@ typedef struct oracle_config {
     size_t scale_bytes; /* carried scales of a row; 0: none */
     ferry_cast cast;
     int hosts; /* that the ranks are on, in blocks of equal size; 0 and 1: one */
+    const uint8_t
+        *masked; /* [ranks] 1: it has no tokens, and its experts serve nobody; NULL: no rank is. Kept by pointer */
+    bool renormalise;
 } oracle_config;
 
 /* One rank's inputs, contiguous. Kept by pointer: they must outlive the oracle. */
@@ -70,6 +73,8 @@ size_t oracle_scale_bytes(const oracle *o);
 void oracle_row_data(const oracle *o, const oracle_row *row, uint8_t *data, uint8_t *scales);
 /* RANK: what topk_idx and topk_weights hold for a row of `rank`; weights may be NULL. */
 void oracle_row_topk(const oracle *o, int rank, const oracle_row *row, int32_t *idx, float *weights);
+/* A rank's topk_weights as they count: with what masked ranks would have had spread over the rest, if so configured. */
+const float *oracle_weights(const oracle *o, int source);
 /* Where choice c of a token landed: rank (or -1: nowhere) and slot. */
 int oracle_place(const oracle *o, int source, int token, int choice, int64_t *slot);
 

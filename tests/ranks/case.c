@@ -60,6 +60,9 @@ xcase case_draw(uint64_t seed, bool processes) {
     c.skip_topk = chance(&s, 15);
     c.zero_pad = chance(&s, 40);
     c.packed = chance(&s, 40);
+    c.lost = chance(&s, 15) ? pick(&s, 1, 2) : 0;
+    c.alive = pick(&s, 0, 1);
+    c.renorm = pick(&s, 0, 1);
     case_fix(&c);
     return c;
 }
@@ -104,6 +107,8 @@ void case_fix(xcase *c) {
     clamp(&c->scales, 0, (c->columns + 127) / 128);
     if (c->back == 0 && (c->out != 0 || c->cast || c->dtype != c->in_type)) c->back = 1;
     if (c->weighted == 1 && !c->weights) c->weighted = 2;
+    clamp(&c->lost, 0, ranks_hosts() > 1 ? 0 : c->ranks - 1); /* agreements are held on one host */
+    if (!c->lost) c->alive = 0;
     /* 6 MB of rows and a million choices keep a case below some ten milliseconds. */
     int64_t bytes = c->columns * (c->dtype == FERRY_FP32 || c->in_type == FERRY_FP32 ? 4 : 2);
     while (c->tokens > 1 && (case_slots(c) * bytes > 6000000 || c->tokens * c->topk * c->ranks * c->experts > 4000000))

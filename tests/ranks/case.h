@@ -50,6 +50,10 @@
     X(skip_topk, 0)                                                                                           \
     X(zero_pad, 0)                                                                                            \
     X(packed, 0) /* 1: LATENCY: rows packed */                                                                \
+    X(lost, 0)   /* ranks that the group goes on without */                                                   \
+    X(alive, 0)  /* 1: those are masked by the others, and not dead */                                        \
+    X(renorm, 0) /* 1: their experts' weights are spread over the other choices */                            \
+    X(loser, 0)  /* 1 + the one that is lost; 0: any */                                                       \
     X(again, 0)  /* other data of the same shapes, for a later step of the same group */
 
 typedef struct xcase {
@@ -82,6 +86,7 @@ typedef struct case_data {
     uint8_t *bias[2][CASE_RANKS];
     oracle *oracle[CASE_ROUNDS];
     int tokens[CASE_RANKS];
+    uint8_t masked[CASE_RANKS]; /* 1: one of the lost */
 } case_data;
 
 /* Choices from elsewhere, [tokens, topk], dealt to the ranks in turn: in place of drawn ones. */

@@ -8,7 +8,19 @@ static uint64_t mix(uint64_t z) { /* the output function of splitmix64 */
     return z ^ (z >> 31);
 }
 
-enum { KEY_COPIES, KEY_TOKENS, KEY_CHOICE, KEY_WEIGHT, KEY_OTHER, KEY_ROWS, KEY_SCALES, KEY_BIAS, KEY_BACK, KEY_GRAD };
+enum {
+    KEY_COPIES,
+    KEY_TOKENS,
+    KEY_CHOICE,
+    KEY_WEIGHT,
+    KEY_OTHER,
+    KEY_ROWS,
+    KEY_SCALES,
+    KEY_BIAS,
+    KEY_BACK,
+    KEY_GRAD,
+    KEY_LOST
+};
 
 static uint64_t key(const xcase *c, int what, int64_t a, int64_t b) {
     uint64_t seed = (uint64_t)c->seed +
@@ -122,8 +134,9 @@ static void take_choices(case_data *d, int rank, const case_choices *given) {
 
 static bool make_rank(case_data *d, int rank, const case_choices *given) {
     const xcase *c = &d->c;
-    int tokens = d->tokens[rank] =
-        given ? (int)((given->tokens - rank + c->ranks - 1) / c->ranks) : draw_tokens(c, rank);
+    int tokens = given ? (int)((given->tokens - rank + c->ranks - 1) / c->ranks) : draw_tokens(c, rank);
+    if (d->masked[rank]) tokens = 0;
+    d->tokens[rank] = tokens;
     size_t choices = (size_t)tokens * (size_t)c->topk, in_bytes = case_in_bytes(c);
     d->idx[rank] = malloc(choices * 8 + 1);
     d->weights[rank] = malloc(choices * 4 + 1);
@@ -173,6 +186,8 @@ bool case_build(const xcase *c, const case_choices *given, case_data *d) {
         if (!make_copies(d)) return false;
     }
     d->recv_rows = worst_rows(d);
+    uint64_t first = c->loser ? (uint64_t)c->loser - 1 : key(c, KEY_LOST, 0, 0);
+    for (int i = 0; i < c->lost; i++) d->masked[(first + (uint64_t)i) % (uint64_t)c->ranks] = 1;
     for (int r = 0; r < c->ranks; r++)
         if (!make_rank(d, r, given)) return false;
     oracle_config config = {
@@ -193,6 +208,8 @@ bool case_build(const xcase *c, const case_choices *given, case_data *d) {
         .dtype = (ferry_dtype)c->dtype,
         .scale_bytes = (size_t)c->scales * 4,
         .cast = (ferry_cast)c->cast,
+        .masked = d->masked,
+        .renormalise = c->renorm != 0,
     };
     for (int round = 0; round < c->rounds; round++) {
         oracle_tokens tokens[CASE_RANKS];

@@ -228,6 +228,7 @@ static bool make_route(exchange *x, bool *overflow) {
     cfg->rank_capacity = c->rank_cap;
     cfg->overflow = (ferry_overflow)c->drop;
     cfg->packed = (int)c->packed;
+    cfg->renormalise = (int)c->renorm;
     ranks_step(x->env, "ferry_route_create");
     *overflow = !c->drop && oracle_dropped(x->d->oracle[0]) > 0;
     if (*overflow) return check_overflow(x, ferry_route_create(x->group, cfg, &x->route, x->stream));
@@ -347,9 +348,30 @@ void exchange_end(exchange *x) {
     free(x);
 }
 
+/* The others mask at once a rank that lives, and find out by themselves about one that is gone. */
+bool exchange_lose(exchange *x) {
+    uint8_t masked[CASE_RANKS];
+    for (int r = 0; x->c->alive && r < x->c->ranks; r++)
+        if (x->d->masked[r]) X_OK(x, ferry_group_mask_set(x->group, r, 1));
+    ranks_step(x->env, "ferry_group_agree");
+    X_OK(x, ferry_group_agree(x->group, NULL, masked));
+    for (int r = 0; r < x->c->ranks; r++)
+        if (masked[r] != x->d->masked[r]) return X_FAIL(x, "masked[%d] is %d, not %d", r, masked[r], x->d->masked[r]);
+    return true;
+}
+
+/* A rank that is lost does nothing, and if it lives is there until the others are through. */
+static bool live_on(exchange *x) {
+    bool lost = x->d->masked[x->rank], lives = x->c->alive;
+    bool good = lost || ((!x->c->lost || exchange_lose(x)) && exchange_step(x) && exchange_barrier(x));
+    if (!good && x->group) ferry_group_abort(x->group);
+    if (lost && !lives) exchange_close(x);
+    return (!lives || ranks_meet(x->env)) && good;
+}
+
 bool exchange_rank(rank_env *env) {
     exchange *x = exchange_begin(env, env->arg, env->rank);
-    bool good = exchange_open(x, &env->id) && exchange_step(x) && exchange_barrier(x);
+    bool good = exchange_open(x, &env->id) && live_on(x);
     if (!good && x->group) ferry_group_abort(x->group);
     ranks_step(env, "the end");
     exchange_end(x);

@@ -79,6 +79,9 @@ bool exchange_see(exchange *x, const ferry_tensor *t, bool filled, ferry_tensor 
 /* What was written to `seen` goes to where t is. */
 bool exchange_show(exchange *x, const ferry_tensor *seen, const ferry_tensor *t);
 
+/* Goes on without the ranks that the case loses. */
+bool exchange_lose(exchange *x);
+
 bool exchange_prepare_dispatch(exchange *x, int round);
 bool exchange_check_dispatch(exchange *x, int round);
 bool exchange_prepare_combine(exchange *x, int round);

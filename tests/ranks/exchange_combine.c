@@ -67,7 +67,8 @@ bool exchange_check_combine(exchange *x, int round) {
                         .in_type = (ferry_dtype)c->in_type,
                         .out_type = (ferry_dtype)c->out_type,
                         .weighted = c->weighted != 0,
-                        .weights = c->weighted == 2 ? x->d->other_weights[x->rank] : x->d->weights[x->rank],
+                        .weights = c->weighted == 2 ? x->d->other_weights[x->rank]
+                                                    : oracle_weights(x->d->oracle[round], x->rank),
                         .bias = {x->d->bias[0][x->rank], x->d->bias[1][x->rank]},
                         .row = case_expert_row,
                         .weight = c->grad ? weight_of_slot : NULL,

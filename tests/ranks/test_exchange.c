@@ -202,6 +202,14 @@ static void test_large_rows(void **state) {
                         "drop=1 rank_cap=240 stream=1 split=1");
 }
 
+static void test_lost_ranks(void **state) {
+    (void)state;
+    check_named(NUMBERS "ranks=5 experts=11 tokens=25 topk=3 columns=48 weights=1 weighted=1 grad=1 lost=2 renorm=1");
+    check_named(NUMBERS "ranks=4 experts=6 copies=1 tokens=25 topk=4 columns=32 weights=1 weighted=1 lost=1 alive=1 "
+                        "stream=1 align=4");
+    check_named(NUMBERS "ranks=6 experts=6 tokens=20 topk=6 columns=32 weights=1 weighted=2 lost=5 bias=1");
+}
+
 static void test_two_in_flight_on_a_stream(void **state) {
     (void)state;
     check_named("dtype=1 in_type=1 out_type=3 threads=2 rounds=3 ranks=3 experts=8 tokens=30 topk=4 columns=256 "
@@ -224,6 +232,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_copies_of_experts),
         cmocka_unit_test(test_capacity_drops),
         cmocka_unit_test(test_capacity_errors),
+        cmocka_unit_test(test_lost_ranks),
         cmocka_unit_test(test_large_rows),
         cmocka_unit_test(test_two_in_flight_on_a_stream),
         cmocka_unit_test(test_drawn_threads),

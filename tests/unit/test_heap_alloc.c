@@ -226,9 +226,47 @@ static void test_refused(void **state) {
     free(heap.block);
 }
 
+static void assert_alike(const fe_heap *a, const fe_heap *b) {
+    assert_int_equal(a->blocks, b->blocks);
+    for (size_t i = 0; i < a->blocks; i++) {
+        assert_int_equal(a->block[i].offset, b->block[i].offset);
+        assert_int_equal(a->block[i].used, b->block[i].used);
+    }
+    assert_memory_equal(&a->story, &b->story, sizeof a->story);
+}
+
+/* A rank that a call passed by makes it up by what another tells of it. */
+static void test_story(void **state) {
+    (void)state;
+    fe_heap one = new_heap(64, 16), other = new_heap(64, 16);
+    fe_heap_begin(&one);
+    fe_heap_begin(&other);
+    uint64_t empty = one.story.now;
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(fe_heap_take(&one, 500), AT + (size_t)i * 512);
+        assert_int_equal(other.story.now, one.story.before);
+        assert_int_equal(fe_heap_follow(&other, &one.story), FERRY_OK);
+        assert_alike(&one, &other);
+        assert_int_equal(fe_heap_follow(&other, &one.story), FERRY_OK); /* nothing to make up */
+        assert_alike(&one, &other);
+    }
+    for (int i = 2; i >= 0; i--) {
+        assert_int_equal(fe_heap_give(&one, (int64_t)(AT + (size_t)i * 512)), FERRY_OK);
+        assert_int_not_equal(other.story.now, one.story.now);
+        assert_int_equal(fe_heap_follow(&other, &one.story), FERRY_OK);
+        assert_alike(&one, &other);
+    }
+    assert_int_equal(one.story.now, empty); /* as if nothing had been */
+    assert_int_equal(one.story.calls, 6);
+    assert_int_equal(fe_heap_take(&one, 1 << 20), -1);
+    assert_int_equal(one.story.calls, 6); /* what fails changes nothing */
+    free(one.block);
+    free(other.block);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_by_hand), cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_reserve), cmocka_unit_test(test_model),
-                                       cmocka_unit_test(test_symmetric)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_by_hand),   cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_reserve),   cmocka_unit_test(test_model),
+                                       cmocka_unit_test(test_symmetric), cmocka_unit_test(test_story)};
     return cmocka_run_group_tests_name("heap_alloc", tests, NULL, NULL);
 }

@@ -1,0 +1,116 @@
+/* Going on without a rank, and with it again: who is of the group is agreed upon (watch/council.h), and then everything that steps have
+ * left behind is forgotten, so that an era begins as a group does. */
+#include "group/group.h"
+#include "watch/calls.h"
+#include "watch/council.h"
+
+static bool is_masked(const void *heap, int rank) {
+    return fe_heap_masked(heap, rank);
+}
+
+static void take_mask(ferry_group *g, const fe_verdict *v) {
+    fe_heap *heap = &g->engine.heap;
+    for (int r = 0; r < g->ranks; r++)
+        atomic_store_explicit(&heap->masked[r], !fe_bit(v->member, r), memory_order_relaxed);
+    fe_map_mask(&g->map, is_masked, heap);
+    memset(g->wish, 0, sizeof g->wish);
+}
+
+/* What was sent will not be received; the events stay for the next ones. */
+static void forget_flights(fe_flight *flights, int count) {
+    for (int i = 0; i < count; i++) flights[i] = (fe_flight){.done = flights[i].done};
+}
+
+static void forget_steps(ferry_group *g) {
+    g->meets = g->routes = g->exchanges = g->dispatches = g->combines = 0;
+    forget_flights(g->dispatch, 2);
+    forget_flights(g->combine, 2);
+    forget_flights(&g->meeting, 1);
+    forget_flights(&g->exchange, 1);
+}
+
+/* This rank is of the new era, and all who are have come: nothing of theirs is under way. */
+static ferry_status adopt(ferry_group *g, const fe_verdict *v) {
+    fe_engine *e = &g->engine;
+    e->heap.era = v->era;
+    take_mask(g, v);
+    forget_steps(g);
+    fe_calls_forget(&e->heap);
+    FE_TRY(fe_heap_follow(&e->heap, &v->story));
+    FE_TRY(e->device->renew(e, g->body.small_bytes));
+    for (int r = 0; r < g->ranks; r++)
+        if (fe_heap_masked(&e->heap, r)) fe_watch_mask(&e->heap, r);
+    atomic_store(&fe_heap_control(&e->heap, g->rank)->failed, 0);
+    fe_fault_clear(&e->fault);
+    return fe_watch_resume(&e->heap) ? FERRY_OK : fe_watch_aborted(&e->heap);
+}
+
+/* After which this rank has no pass under way. One that cannot go on gives up what it waits for. */
+static bool come_to_rest(ferry_group *g) {
+    fe_engine *e = &g->engine;
+    fe_group_look(g);
+    bool hurt = atomic_load(&e->fault.broken) || fe_heap_why(&e->heap, g->rank) != FE_GOES_ON;
+    if (hurt) fe_watch_recall(&e->heap, g->rank);
+    e->device->drain(e);
+    fe_group_look(g);
+    return hurt || atomic_load(&e->fault.broken);
+}
+
+/* One agreement. *again: it holds, but a rank was lost before all had begun the era. */
+static ferry_status agree_once(ferry_group *g, bool *again) {
+    fe_engine *e = &g->engine;
+    fe_verdict verdict;
+    bool hurt = come_to_rest(g);
+    if (fe_heap_why(&e->heap, g->rank) == FE_GROUP_ABORTED) return fe_watch_aborted(&e->heap);
+    ferry_status status = fe_council_hold(&e->watch, g->wish, hurt, &verdict);
+    if (status == FERRY_REFUSED) {
+        take_mask(g, &verdict);
+        fe_watch_exclude(&e->heap);
+    }
+    FE_TRY(status);
+    status = adopt(g, &verdict);
+    if (status != FERRY_OK) {
+        fe_council_withdraw(&e->heap);
+        return status;
+    }
+    status = fe_council_settle(&e->watch, &verdict);
+    *again = status != FERRY_OK && fe_heap_why(&e->heap, g->rank) != FE_GROUP_ABORTED;
+    return status;
+}
+
+ferry_status ferry_group_agree(ferry_group *g, const ferry_unique_id *id, uint8_t *masked) {
+    FE_TRY(fe_group_check(g, "ferry_group_agree"));
+    (void)id;
+    if (g->engine.heap.hosts.count > 1)
+        return fe_fail(FERRY_UNSUPPORTED, "ferry_group_agree: the group is on %d hosts", g->engine.heap.hosts.count);
+    bool again = true;
+    ferry_status status = FERRY_OK;
+    for (int round = 0; again && round <= g->ranks; round++) { /* each is without a rank more */
+        again = false;
+        status = agree_once(g, &again);
+        if (again) fe_fault_note(&g->engine.fault, status, true);
+    }
+    if (status != FERRY_OK && status != FERRY_REFUSED) fe_fault_note(&g->engine.fault, status, true);
+    return status == FERRY_OK && masked ? ferry_group_mask_get(g, masked) : status;
+}
+
+ferry_status ferry_group_mask_set(ferry_group *g, int rank, int masked) {
+    FE_TRY(fe_group_check(g, "ferry_group_mask_set"));
+    if (rank < 0 || rank >= g->ranks)
+        return fe_fail(FERRY_INVALID, "ferry_group_mask_set: rank is %d, ranks are 0 to %d", rank, g->ranks - 1);
+    if (rank == g->rank)
+        return fe_fail(FERRY_INVALID, "ferry_group_mask_set: rank %d is this one: a rank leaves by ferry_group_destroy",
+                       rank);
+    if (masked != 0 && masked != 1)
+        return fe_fail(FERRY_INVALID, "ferry_group_mask_set: masked is %d, neither 0 nor 1", masked);
+    bool now = fe_heap_masked(&g->engine.heap, rank);
+    g->wish[rank] = (int8_t)(masked == now ? 0 : masked ? 1 : -1);
+    return FERRY_OK;
+}
+
+ferry_status ferry_group_mask_get(const ferry_group *g, uint8_t *masked) {
+    FE_TRY(fe_group_check(g, "ferry_group_mask_get"));
+    if (!masked) return fe_fail(FERRY_INVALID, "ferry_group_mask_get: masked is NULL");
+    for (int r = 0; r < g->ranks; r++) masked[r] = fe_heap_masked(&g->engine.heap, r);
+    return FERRY_OK;
+}
