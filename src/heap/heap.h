@@ -47,7 +47,7 @@ typedef struct fe_control {
         FE_CACHE_LINE) _Atomic uint32_t waiting; /* threads of this rank that wait for other ranks, past spinning */
     _Atomic uint32_t failed;         /* a wait of this rank has ended in an error: it is late for a reason */
     _Atomic uint32_t lost;           /* rank + 1 of a far rank that this rank's network has given up */
-    _Atomic uint64_t calls;          /* collective calls that this rank has made ... */
+    _Atomic uint64_t calls;          /* collective calls that this rank has made in this era ... */
     _Atomic uint64_t call[FE_CALLS]; /* ... and the last of them (watch/calls.h) */
     _Atomic int32_t holders;         /* others that map its space, where the space is not held by whoever maps it */
     _Alignas(FE_CACHE_LINE) fe_council council;
