@@ -28,6 +28,8 @@ typedef struct fe_meeting {
     uint32_t round;
     int present;                   /* guests that have a rank */
     bool begun;                    /* somebody had a rank once */
+    bool gathers, musters, called; /* all must come; not all need come; who has come is settled: `absent` has not */
+    bool absent[FERRY_MAX_RANKS];
     int guest_of[FERRY_MAX_RANKS]; /* guest + 1; 0: not here */
     fe_guest guest[FE_GUESTS];
     /* Sends the bytes to a guest; false: it is gone. */
