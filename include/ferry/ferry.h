@@ -288,10 +288,13 @@ FERRY_API ferry_status ferry_group_error(ferry_group *group);
  * survivor has taken place on all. Routes made before are refused (FERRY_INVALID) and can only be destroyed; CUDA graphs are captured anew. A
  * step that failed here may have ended well on another rank: repeat it on all.
  *
- * id is NULL on one host. masked: [ranks] out, 1 for each that is masked; or NULL.
+ * On several hosts a host is masked as a whole, since its ranks hand on what the others get: with one rank of it, all. There is no memory that all
+ * could look at, so the ranks that are left meet at an id that one of them has made (ferry_unique_id_create) and sent to the others; ranks of other hosts
+ * are not called, but end their waits by their own deadlines; who has come within a timeout goes on, and the network is opened anew. If a
+ * rank is lost meanwhile the call fails on all, and is made again with another id. On one host id is not looked at, and may be NULL. masked: [ranks] out, 1 for each that is masked; or NULL.
  * FERRY_REFUSED: the others go on without this rank. It may call again, to come back when one of them proposes it
  * (ferry_group_mask_set(group, rank, 0)) and all agree; as long as it is masked its call ends in FERRY_TIMEOUT if nobody holds an agreement.
- * FERRY_TIMEOUT, FERRY_ABORTED (ferry_group_abort is for good), FERRY_UNSUPPORTED (several hosts). */
+ * FERRY_INVALID (several hosts, and no id), FERRY_TIMEOUT, FERRY_ABORTED (ferry_group_abort is for good). */
 FERRY_API ferry_status ferry_group_agree(ferry_group *group, const ferry_unique_id *id, uint8_t *masked);
 
 /* Proposes to mask another rank (1), or to take it back (0), at the next agreement: local, until then nothing changes. One rank's proposal

@@ -33,9 +33,9 @@ static bool open_group(rank_env *env, int timeout_ms, ferry_group **g) {
 
 /* mask: bit r for each rank that must be masked, and no other. */
 static bool check_mask(rank_env *env, const ferry_group *g, unsigned mask) {
-    uint8_t masked[RANKS];
+    uint8_t masked[CASE_RANKS];
     RANK_OK(env, ferry_group_mask_get(g, masked));
-    for (int r = 0; r < env->ranks; r++)
+    for (int r = 0; r < ferry_group_ranks(g); r++)
         if (masked[r] != (mask >> r & 1)) return ranks_fail(env, "masked[%d] is %d", r, masked[r]);
     return true;
 }
@@ -656,7 +656,86 @@ static void test_experts_move(void **state) {
     }
 }
 
+/* ------------------------------------------------------------------------------------------------------------------
+ * Several hosts, of two ranks each: FERRY_HOSTS says how many
+ * ---------------------------------------------------------------------------------------------------------------- */
+
+#define FAR_VICTIM 3 /* on host 1, with rank 2 */
+
+/* A host is lost, or one of its ranks: the others name it, agree at a new id, and go on without the whole host; again and again. */
+static bool far_rank(rank_env *env) {
+    const succession *s = env->arg; /* leaves: rank 2 outlives the other one of its host */
+    exchange *x = exchange_begin(env, &s->data.with, env->rank);
+    x->steps = 2;
+    if (!exchange_open(x, &env->id) || !exchange_step(x) || !exchange_barrier(x) || !ranks_meet(env)) return false;
+    exchange_done(x);
+    if (env->rank == FAR_VICTIM || (env->rank == FAR_VICTIM - 1 && !s->leaves)) {
+        if (env->how == RANKS_PROCESSES) return be_gone(env, KILLED, x->group);
+        exchange_end(x);
+        return true;
+    }
+    ferry_unique_id id;
+    int64_t offset = 0;
+    RANK_STATUS(env, FERRY_INVALID, ferry_group_agree(x->group, NULL, NULL));
+    ferry_status status = ferry_barrier(x->group, NULL);
+    RANK_CHECK(env, status == FERRY_TIMEOUT || status == FERRY_ABORTED || status == FERRY_SYSTEM);
+    if (status == FERRY_TIMEOUT)
+        RANK_CHECK(env, strstr(ferry_last_error(), "rank 2") || strstr(ferry_last_error(), "rank 3"));
+    if (env->rank == 0) tell_id(env, 0);
+    if (!hear_id(env, &id, &offset)) return false;
+    ranks_step(env, "ferry_group_agree");
+    status = ferry_group_agree(x->group, &id, NULL);
+    if (env->rank == FAR_VICTIM - 1) {
+        if (status != FERRY_REFUSED) return ranks_fail(env, "%s, not FERRY_REFUSED", ferry_status_name(status));
+        exchange_end(x);
+        return true;
+    }
+    RANK_OK(env, status);
+    if (!check_mask(env, x->group, 1u << 2 | 1u << 3)) return false;
+    exchange_use(x, &s->data.without);
+    for (int i = 0; i < 2; i++) {
+        if (!exchange_step(x) || !exchange_barrier(x)) return false;
+        exchange_done(x);
+    }
+    exchange_end(x);
+    return true;
+}
+
+static bool build_far_story(int seed, story *s) {
+    char text[CASE_TEXT];
+    xcase c;
+    snprintf(text, sizeof text,
+             "ranks=%d experts=11 copies=1 tokens=30 topk=4 weights=1 columns=48 dtype=1 in_type=1 out_type=3 back=1 "
+             "layout=1 weighted=1 grad=1 rounds=2",
+             2 * ranks_hosts());
+    bool good = case_parse(text, &c);
+    c.layout = (int64_t)1 << seed % 3;
+    c.mode = seed / 3 % 2;
+    c.stream = seed % 2;
+    for (c.lost = 2, c.seed = seed;; c.seed += 12) {
+        good = good && case_build(&c, NULL, &s->without);
+        if (!good || (s->without.masked[2] && s->without.masked[3])) break;
+        case_free(&s->without);
+    }
+    c.lost = 0;
+    return good && case_build(&c, NULL, &s->with);
+}
+
+static void test_a_host_is_lost(void **state) {
+    (void)state;
+    for (int i = 0; i < 6; i++) {
+        succession s = {.leaves = i % 2};
+        assert_true(build_far_story(i, &s.data));
+        RANKS_ASSERT(i < 2 ? RANKS_THREADS : RANKS_PROCESSES, 2 * ranks_hosts(), far_rank, &s);
+        case_free(&s.data.with);
+        case_free(&s.data.without);
+    }
+}
+
 int main(void) {
+    setenv("FERRY_TEST_TIMEOUT_MS", "3000", 0); /* of steps that fail; where nothing does, nobody waits so long */
+    const struct CMUnitTest far[] = {cmocka_unit_test(test_a_host_is_lost)};
+    if (ranks_hosts() > 1) return cmocka_run_group_tests(far, NULL, NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_rank_that_is_gone),
         cmocka_unit_test(test_a_rank_that_dies_at_the_agreement),
