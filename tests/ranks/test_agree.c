@@ -276,7 +276,7 @@ static bool quarrelling_rank(rank_env *env) {
     if (env->rank == 3) RANK_OK(env, ferry_group_mask_set(g, 0, 1));
     if (!ranks_meet(env)) return false;
     if (env->rank == 3) {
-        usleep(300000);
+        nap_ms(300);
         RANK_STATUS(env, FERRY_REFUSED, ferry_group_agree(g, NULL, NULL));
         if (!check_mask(env, g, 1u << 3)) return false;
     } else if (!agree(env, g, 1u << 3) || !check_space(env, g, NULL)) {
