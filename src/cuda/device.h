@@ -32,7 +32,9 @@ typedef struct fe_cuda {
     _Atomic uint64_t launches;
     size_t route_shared;
     int route_warps;
-    bool registered;      /* the control block is mapped for the GPU */
+    char **posts;         /* [ranks] as kernels address them */
+    int pinned;           /* ranks whose control block (and post) are mapped for the GPU, this one first */
+    void *stage;          /* several hosts: see fe_cuda_args */
     bool told;            /* a fatal report has become the group's fault */
     fe_outcome untold;    /* an error of some stream, for the next sync */
     pthread_mutex_t word; /* of the report's word while an atomic is under way */
@@ -50,6 +52,10 @@ static inline fe_cuda *fe_cuda_of(const fe_engine *engine) {
 
 /* Makes the group's GPU the calling thread's. */
 ferry_status fe_cuda_enter(const fe_engine *engine);
+
+/* pin.c: maps the memory for the GPU, and says where it is there; every pin wants an unpin. Any thread. */
+cudaError_t fe_cuda_pin(void *base, size_t bytes, char **there);
+void fe_cuda_unpin(void *base);
 
 /* launch.c */
 ferry_status fe_cuda_submit(fe_engine *engine, ferry_stream *stream, const fe_pass *pass);

@@ -17,6 +17,14 @@ static ferry_status tell_fatal(fe_engine *engine, ferry_status status) {
     if (status == FERRY_INVALID)
         return fe_fail(status, "rank %d: %s is of a graph that was captured before the group's last agreement",
                        heap->rank, step);
+    if (status == FERRY_SYSTEM && r->other < 0)
+        return fe_fail(FERRY_SYSTEM, "rank %d: %s could not hand its rows to the network", heap->rank, step);
+    if (status == FERRY_SYSTEM)
+        return fe_fail(FERRY_SYSTEM, "rank %d: %s: rank %d, on another host, names places or counts that do not exist",
+                       heap->rank, step, r->other);
+    if (status == FERRY_MISMATCH && r->epoch == 0) /* no two notes differ */
+        return fe_fail(FERRY_MISMATCH, "rank %d: %s: rank %d sums with its route's weights, which are none here",
+                       heap->rank, step, r->other);
     if (status == FERRY_MISMATCH) return r->explain(step, heap->rank, r->ours, r->other, r->theirs);
     if (r->epoch == 0) /* no note but a word of the caller's was awaited */
         return fe_fail(FERRY_TIMEOUT, "rank %d waited too long in %s: the word is %llu", heap->rank, step,

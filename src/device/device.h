@@ -75,6 +75,14 @@ struct ferry_event {
     fe_engine *engine;
 };
 
+/* Is this a put, get, signal or atomic on a rank of another host? */
+static inline bool fe_pass_crosses(const fe_heap *heap, const fe_pass *pass) {
+    return (pass->move == FE_MOVE_TRANSFER && pass->transfer.far_rank >= 0) ||
+           (pass->move == FE_MOVE_ATOMIC && !fe_heap_near(heap, pass->atomic.owner));
+}
+/* Carries it out: over the network, the same for every device. */
+ferry_status fe_device_cross(fe_far *far, const fe_pass *pass);
+
 extern const fe_device fe_device_cpu;
 
 #endif

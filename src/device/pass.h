@@ -84,6 +84,28 @@ typedef struct fe_scatter { /* dispatch, sending side */
     uint64_t source_at;            /* and of [rows] int32, the same on every rank: where each row came from */
 } fe_scatter;
 
+/* Slots for which a receiver's tensors have room in its space, by the words of its READY note: they may be the caller's, of any size. */
+FE_PURE int64_t fe_room_at(const uint64_t *ready, const fe_shape *shape, const fe_scatter *s, bool weights,
+                           uint64_t space_bytes) {
+    bool by_rank = shape->layout == FERRY_LAYOUT_RANK;
+    uint64_t each = 4 * (by_rank ? (uint64_t)shape->topk : 1), strides = ready[FE_AT_STRIDES];
+    const struct {
+        uint64_t at, stride;
+        bool used;
+    } part[] = {{ready[FE_AT_ROWS], strides >> 32, true},
+                {ready[FE_AT_SCALES], strides & 0xffffffffu, s->scale_bytes != 0},
+                {s->source_at, 4, s->topk},
+                {ready[FE_AT_IDS], each, s->topk && by_rank},
+                {ready[FE_AT_WEIGHTS], each, s->topk && weights}};
+    uint64_t room = INT64_MAX;
+    for (int i = 0; i < 5; i++) {
+        if (!part[i].used || !part[i].stride) continue;
+        uint64_t fits = part[i].at < space_bytes ? (space_bytes - part[i].at) / part[i].stride : 0;
+        room = fits < room ? fits : room;
+    }
+    return (int64_t)room;
+}
+
 typedef struct fe_deliver { /* dispatch, receiving side. A copy is made where `to` is set. */
     size_t row_bytes, scale_bytes;
     uint64_t rows_at, scales_at, source_at, ids_at, weights_at; /* where they landed */

@@ -86,7 +86,6 @@ static void begin_far(ferry_route *r) {
     fe_far_route *f = &r->data.far;
     f->boxes = &r->group->body.boxes;
     f->most_rows = r->group->body.rows;
-    for (int h = 0; h < f->hosts->count; h++) f->kept_count[h] = h == f->hosts->mine ? 0 : -1;
 }
 
 /* ---- the config ---- */

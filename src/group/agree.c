@@ -36,6 +36,7 @@ static ferry_status adopt(ferry_group *g, const fe_verdict *v) {
     e->heap.era = v->era;
     take_mask(g, v);
     forget_steps(g);
+    fe_calls_forget(&e->heap);
     FE_TRY(fe_heap_follow(&e->heap, &v->story));
     FE_TRY(e->device->renew(e, g->body.small_bytes));
     for (int r = 0; r < g->ranks; r++)

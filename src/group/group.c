@@ -83,6 +83,7 @@ static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
     e->heap.memory = e->device->memory;
     e->heap.recorder_bytes = fe_recorder_bytes(g->ranks);
     e->heap.far_bytes = fe_room_bytes(&e->heap);
+    e->heap.body_post = g->body.post_bytes;
     FE_TRY(fe_heap_create(boot, g->body.bytes, (size_t)g->config.heap_bytes, &e->heap));
     fe_body_move(&g->body, e->heap.body_at);
     ferry_status status = settle_in(g);

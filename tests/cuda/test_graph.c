@@ -108,7 +108,7 @@ static bool compare(things *t, const experts *e, int s, int n) {
     const step *mine = t->step[s];
     const oracle *o = e->o;
     uint16_t want[COLUMNS];
-    uint64_t scratch[COLUMNS];
+    uint64_t scratch[COLUMNS * 3 / 2]; /* over several hosts, half as much again */
     oracle_combine m = {.columns = COLUMNS,
                         .in_type = FERRY_BF16,
                         .out_type = FERRY_BF16,
@@ -128,6 +128,7 @@ static bool check(things *t, int s, int n) {
     step *all = calloc(RANKS, sizeof *all);
     oracle_tokens tokens[RANKS];
     oracle_config config = {.ranks = RANKS,
+                            .hosts = ranks_hosts(),
                             .experts = EXPERTS,
                             .topk = TOPK,
                             .max_tokens = TOKENS,
