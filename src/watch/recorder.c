@@ -30,7 +30,7 @@ ferry_status fe_recorder_open(const fe_heap *heap, fe_recorder **recorder) {
     FE_TRY(fe_env_number(FE_ENV_FERRY_RECORDER, 1, 0, 1, &on));
     *recorder = NULL;
     r->group = heap->group;
-    r->cells_at = heap->memory ? 0 : (uint64_t)(heap->space[heap->rank] - heap->base[heap->rank]);
+    r->cells_at = !heap->memory || fe_heap_staged(heap) ? (uint64_t)heap->lead : 0;
     r->counter = counter_is_even();
     r->one_host = heap->hosts.count == 1;
     for (int i = 0; i < heap->ranks; i++) atomic_store(&r->peer[i].place, place_of(heap, i));
