@@ -57,11 +57,12 @@ extern "C" {
 
 typedef enum ferry_status {
     FERRY_OK = 0,
-    FERRY_INVALID = 1,     /* an argument is wrong; the call had no effect */
-    FERRY_NOMEM = 2,       /* memory, or room in the symmetric heap, is used up */
-    FERRY_SYSTEM = 3,      /* the operating system refused a call; the sentence has its name and errno */
-    FERRY_TIMEOUT = 4,     /* a rank did not arrive before the group's deadline; the sentence names it and the step */
-    FERRY_ABORTED = 5,     /* ferry_group_abort was called on some rank, or the group failed before */
+    FERRY_INVALID = 1, /* an argument is wrong; the call had no effect */
+    FERRY_NOMEM = 2,   /* memory, or room in the symmetric heap, is used up */
+    FERRY_SYSTEM = 3,  /* the operating system refused a call; the sentence has its name and errno */
+    FERRY_TIMEOUT = 4, /* a rank did not arrive before the group's deadline; the sentence names it and the step */
+    FERRY_ABORTED =
+        5, /* ferry_group_abort was called on some rank, one asks for an agreement, or the group failed before */
     FERRY_MISMATCH = 6,    /* ranks disagree: the sentence names the field, the rank and both values */
     FERRY_OVERFLOW = 7,    /* more rows than the stated capacity, under FERRY_OVERFLOW_ERROR */
     FERRY_UNSUPPORTED = 8, /* a valid request that this build or machine cannot serve */

@@ -92,6 +92,7 @@ class DeviceGroup(Sized):
         ("barrier_epoch", C.c_void_p),
         ("aborted", C.c_void_p),
         ("timeout_ns", C.c_uint64),
+        ("masked", C.c_void_p),
     ]
 
 
@@ -107,6 +108,7 @@ class RouteConfig(Sized):
         ("rank_capacity", C.c_int64),
         ("overflow", C.c_int),
         ("packed", C.c_int),
+        ("renormalise", C.c_int),
         ("order", C.c_int),
     ]
 
@@ -240,6 +242,9 @@ FUNCTIONS: Dict[str, Tuple[List[Any], Any]] = {
     "ferry_group_destroy": ([_group], None),
     "ferry_group_abort": ([_group], _int),
     "ferry_group_error": ([_group], _int),
+    "ferry_group_agree": ([_group, _P(UniqueId), _P(C.c_uint8)], _int),
+    "ferry_group_mask_set": ([_group, _int, _int], _int),
+    "ferry_group_mask_get": ([_group, _P(C.c_uint8)], _int),
     "ferry_group_rank": ([_group], _int),
     "ferry_group_ranks": ([_group], _int),
     "ferry_group_local_experts": ([_group, _int, _P(_P_INT32)], _int),

@@ -71,6 +71,7 @@ class Route:
         expert_capacity: EXPERT, SLOTS: the most rows a local expert takes in; 0: no limit.
         rank_capacity: RANK, EXPERT: the most row slots a rank takes in; 0: the group's max_recv_rows.
         packed: "latency": rows of RANK and SLOTS lie packed as in "throughput", for which counts are exchanged.
+        renormalise: weights of choices whose expert lives on masked ranks alone are spread over the token's others.
         order: RANK: in which order an unweighted combine sums a token's rows. "rank": ranks ascending. "choice": each rank where
             the last of the token's choices stands that went there.
         overflow: "error" (CapacityError on all ranks), or "drop": the last rows are left out, and counted.
@@ -98,6 +99,7 @@ class Route:
         rank_capacity: int = 0,
         overflow: str = "error",
         packed: bool = False,
+        renormalise: bool = False,
         order: str = "rank",
         stream: StreamLike = None,
     ):
@@ -110,7 +112,8 @@ class Route:
         config.mode = choose(_MODES, mode, "mode")
         config.expert_alignment, config.expert_capacity = expert_alignment, expert_capacity
         config.rank_capacity, config.overflow = rank_capacity, choose(_OVERFLOWS, overflow, "overflow")
-        config.packed, config.order = int(packed), choose(_ORDERS, order, "order")
+        config.packed, config.renormalise = int(packed), int(renormalise)
+        config.order = choose(_ORDERS, order, "order")
         pointer = C.c_void_p()
         where = group._stream(stream, topk_idx)
         group._sweep()

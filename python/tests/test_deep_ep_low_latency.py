@@ -1,10 +1,13 @@
 """The drop-in for deep_ep: V1, low-latency mode."""
 
+import os
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 from deep_ep_cases import EXPERTS, HIDDEN, M, buffer_of, dequantised, everybody
-from harness import DEVICE, each, on_ranks, torch_or_skip
+from harness import DEVICE, each, on_ranks, raises, torch_or_skip
+
+import ferry
 
 
 @each(kind=("bf16", "fp8", "pow2", "ue8m0"), hook=(False, True), zero_copy=(False, True))
@@ -118,3 +121,87 @@ def test_a_hook_works_on_the_stream_of_its_send():
     finally:
         cuda.current_stream, cuda.stream = current, inside
     assert entered == ["the send's", "the hook"]
+
+
+def test_a_lost_rank():
+    torch_or_skip()
+    on_ranks(3, without_rank_2)
+
+
+def without_rank_2(env):
+    """Rank 2 leaves; the others' step fails, they agree, and repeat it: its tokens and experts are left out."""
+    import torch
+
+    os.environ["FERRY_TIMEOUT_MS"] = "10000"  # DeepEP's 100 s are long
+    try:
+        lose_rank_2(env, torch)
+    finally:
+        del os.environ["FERRY_TIMEOUT_MS"]
+
+
+def lose_rank_2(env, torch):
+    buffer = buffer_of(env, low_latency_mode=True, enable_shrink=True)
+    status = torch.ones(env.ranks, dtype=torch.int32, device=DEVICE)
+    x, idx, w = everybody(env, 120, lambda r: 6)
+    idx = [i % 6 for i in idx]
+    mine, choice, weights = x[env.rank], idx[env.rank], w[env.rank]
+
+    def step(lost):
+        rx, count, handle, _, _ = buffer.low_latency_dispatch(mine, choice, M, 6, use_fp8=False)
+        local = [2 * env.rank, 2 * env.rank + 1]
+        there = torch.cat([i.flatten() for r, i in enumerate(idx) if r not in lost])
+        distinct = [sum(e in row for r, i in enumerate(idx) if r not in lost for row in i.tolist()) for e in local]
+        assert count.tolist() == distinct and len(there)
+        y = buffer.low_latency_combine(rx, choice, weights, handle)[0]
+        gone = torch.zeros_like(choice, dtype=torch.bool)
+        for r in lost:
+            gone |= torch.div(choice, 2, rounding_mode="floor") == r
+        want = mine.float() * weights.masked_fill(gone, 0).sum(1, keepdim=True)
+        assert torch.allclose(y.float(), want, rtol=2e-2, atol=2e-2)
+
+    step(())
+    buffer.low_latency_query_mask_buffer(status)
+    assert status.tolist() == [0, 0, 0]
+    if env.rank == 2:
+        buffer.destroy()
+        return
+    with raises(ferry.FerryError, "rank"):
+        step(())
+    buffer.low_latency_query_mask_buffer(status)
+    assert status.tolist() == [0, 0, 1]
+    for _ in range(3):
+        step((2,))
+    buffer.destroy()
+
+
+def test_a_masked_rank_comes_back():
+    torch_or_skip()
+    on_ranks(3, masked_for_a_while)
+
+
+def masked_for_a_while(env):
+    import torch
+
+    buffer = buffer_of(env, low_latency_mode=True, enable_shrink=True)
+    status = torch.ones(env.ranks, dtype=torch.int32, device=DEVICE)
+    one, there = torch.ones(1, HIDDEN, device=DEVICE).bfloat16(), torch.tensor([[0, 2, 4]], device=DEVICE)
+    weights = torch.ones(1, 3, device=DEVICE)
+
+    def step():
+        rx, _, handle, _, _ = buffer.low_latency_dispatch(one, there, M, 6, use_fp8=False)
+        return float(buffer.low_latency_combine(rx, there, weights, handle)[0][0, 0])
+
+    assert step() == 3
+    env.process_group()
+    if env.rank == 2:
+        with raises(ferry.FerryError, ""):
+            step()  # the others have gone on
+    else:
+        buffer.low_latency_update_mask_buffer(2, True)
+        assert step() == 2
+        buffer.low_latency_query_mask_buffer(status)
+        assert status.tolist() == [0, 0, 1]
+    buffer.low_latency_clean_mask_buffer()
+    buffer.low_latency_query_mask_buffer(status)
+    assert status.tolist() == [0, 0, 0] and step() == 3
+    buffer.destroy()

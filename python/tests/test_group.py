@@ -324,6 +324,36 @@ def collectives(env):
             g.broadcast(a, root=3)
 
 
+def test_agreement():
+    on_ranks(3, agreed)
+
+
+def agreed(env):
+    """Rank 1 goes; the others go on without it, by routes made anew."""
+    group = env.group(experts=3, dtype="float32", timeout=10)
+    idx, x = np.array([[0, 1, 2]]), np.full((1, 256), env.rank + 1, np.float32)
+    weights = np.full((1, 3), 2, np.float32)
+    old = group.route(idx, weights)
+    assert (old.combine(old.dispatch(x).rows).rows == 3 * x).all() and not group.masked.any()
+    if env.rank == 1:
+        group.close()
+        return
+    with raises(ferry.FerryError, "rank 1"):
+        old.combine(old.dispatch(x).rows)
+    assert group.agree().tolist() == [False, True, False] == group.masked.tolist()
+    with raises(ferry.InvalidError, "agreement"):
+        old.dispatch(x)
+    old.close()
+    for renormalise, weight in ((False, 2), (True, 3)):
+        route = group.route(idx, weights, renormalise=renormalise)
+        got = route.dispatch(x)
+        assert got.counts.tolist() == [1, 0, 1] and got.topk_weights.max() == weight
+        assert (route.combine(got.rows, weighted=True).rows == 2 * weight * x).all()
+    with raises(ferry.InvalidError, "rank"):
+        group.agree(mask=[7])
+    group.close()
+
+
 def test_expert_ranks():
     on_ranks(2, moved_experts)
 

@@ -28,7 +28,7 @@ struct ferry_route {
 ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream, const char *call);
 
 /* What ranks must have in common of a route before a row of it is sent: layout (3 bits), mode, overflow, packed, presence of weights (a bit
- * each), topk (7 bits), whether counts are exchanged. */
+ * each), topk (7 bits), whether counts are exchanged, renormalise. */
 uint64_t fe_route_kind(const ferry_route *route);
 
 /* Puts the pass on the stream (NULL: runs it). wait: does not return before it has run, with its status. */

@@ -13,6 +13,7 @@ struct fe_counted {
     uint64_t *experts;         /* [local] as last told ... */
     uint64_t *left;            /* [local] ... and of routes that are gone */
     fe_tally *tallies;
+    uint64_t routes, dispatches, combines, meetings; /* of eras that are over */
 };
 
 ferry_status fe_counters_open(ferry_group *g) {
@@ -54,6 +55,13 @@ void fe_counters_leave(ferry_group *g, fe_tally *tally) {
     }
 }
 
+void fe_counters_keep(ferry_group *g) {
+    g->counted->routes += g->routes;
+    g->counted->dispatches += g->dispatches;
+    g->counted->combines += g->combines;
+    g->counted->meetings += g->meets;
+}
+
 /* ---- asking ---- */
 
 static void fill_peer(const fe_snap_peer *from, ferry_peer_counters *to) {
@@ -84,10 +92,10 @@ ferry_status ferry_group_counters(ferry_group *g, ferry_counters *c) {
     for (const fe_tally *t = counted->tallies; t; t = t->next) add_experts(g, t, counted->experts);
     c->ranks = g->ranks;
     c->local_experts = (int)local;
-    c->routes = g->routes;
-    c->dispatches = g->dispatches;
-    c->combines = g->combines;
-    c->meetings = g->meets;
+    c->routes = counted->routes + g->routes;
+    c->dispatches = counted->dispatches + g->dispatches;
+    c->combines = counted->combines + g->combines;
+    c->meetings = counted->meetings + g->meets;
     c->peers = counted->peer;
     c->expert_rows = counted->experts;
     return FERRY_OK;

@@ -12,6 +12,9 @@ void fe_counters_close(ferry_group *group);
 void fe_counters_join(ferry_group *group, fe_tally *tally);
 void fe_counters_leave(ferry_group *group, fe_tally *tally);
 
+/* An era is over, and steps will be numbered from 0 again. */
+void fe_counters_keep(ferry_group *group);
+
 /* Writes the file of FERRY_METRICS_FILE, where there is one to write. */
 void fe_counters_report(ferry_group *group);
 

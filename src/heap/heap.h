@@ -26,10 +26,10 @@
 #define FE_CACHE_LINE 64
 #define FE_SCRATCH    65536
 
-enum { FE_CALLS = 32 };
-
 #define FE_HEAP_MAGIC       0x4645525259484541ull /* "FERRYHEA": a control block begins with it */
 #define FE_HEAP_RECORDER_AT 4096                  /* in the memfd: the control block has the page before */
+
+enum { FE_CALLS = 32 };
 
 /* Why a rank waits no more: the group ended; it alone leaves; a rank asks for an agreement; the others go on without it. */
 typedef enum fe_why { FE_GOES_ON, FE_GROUP_ABORTED, FE_GAVE_UP, FE_RECALLED, FE_MASKED } fe_why;
@@ -47,7 +47,7 @@ typedef struct fe_control {
         FE_CACHE_LINE) _Atomic uint32_t waiting; /* threads of this rank that wait for other ranks, past spinning */
     _Atomic uint32_t failed;         /* a wait of this rank has ended in an error: it is late for a reason */
     _Atomic uint32_t lost;           /* rank + 1 of a far rank that this rank's network has given up */
-    _Atomic uint64_t calls;          /* collective calls that this rank has made ... */
+    _Atomic uint64_t calls;          /* collective calls that this rank has made in this era ... */
     _Atomic uint64_t call[FE_CALLS]; /* ... and the last of them (watch/calls.h) */
     _Atomic int32_t holders;         /* others that map its space, where the space is not held by whoever maps it */
     _Alignas(FE_CACHE_LINE) fe_council council;

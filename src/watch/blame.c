@@ -19,7 +19,7 @@ static bool cell_reached(const void *what) {
 
 #define LOOK_NS 50000000 /* a rank that is so late may have gone another way */
 
-/* Waits for one rank's cell. *differs: it has made another call than this rank, and will not come. */
+/* Waits, past spinning, for one rank's cell. *differs: it has made another call than this rank, and will not come. */
 static fe_waited await_cell(const fe_watch *watch, const awaited *a, int rank, int64_t deadline, const char *step,
                             ferry_status *differs) {
     for (int64_t now = fe_now_ns();; now = fe_now_ns()) {
@@ -45,7 +45,7 @@ fe_fate fe_process_fate(int pid) {
     return state == 'Z' || state == 'X' ? FE_DEAD : state == 'T' || state == 't' ? FE_STOPPED : FE_ALIVE;
 }
 
-typedef enum weight { WAITING = 1, BUSY = 2, CERTAIN = 3 } weight; /* how sure we are that a late rank is the cause */
+typedef enum weight { WAITING = 1, BUSY = 2, GONE = 3 } weight; /* how sure we are that a late rank is the cause */
 
 fe_fate fe_watch_fate(const fe_heap *heap, int rank) {
     const fe_control *control = fe_heap_control(heap, rank);
@@ -57,7 +57,7 @@ static weight guilt(const fe_heap *heap, int rank, fe_fate *why) {
     const fe_control *control = fe_heap_control(heap, rank);
     *why = fe_watch_fate(heap, rank);
     bool failed = atomic_load(&control->failed);
-    if (*why != FE_ALIVE && !(*why == FE_LEFT && failed)) return CERTAIN; /* who failed first has left for a reason */
+    if (*why != FE_ALIVE && !(*why == FE_LEFT && failed)) return GONE; /* who failed first has left for a reason */
     return atomic_load(&control->waiting) || failed ? WAITING : BUSY;
 }
 
@@ -72,14 +72,14 @@ static weight accuse_far(const fe_watch *watch, int rank, char *text, size_t siz
     fe_fate why = FE_ALIVE;
     /* One that has failed before and left is late for a reason of its own, and that is most likely the far rank. */
     bool left = atomic_load(&fe_heap_control(heap, gateway)->failed) != 0;
-    if (gateway != heap->rank && !left && guilt(heap, gateway, &why) == CERTAIN) {
+    if (gateway != heap->rank && !left && guilt(heap, gateway, &why) == GONE) {
         snprintf(text, size, "rank %d (%s, the gateway of rank %d)", gateway, fates[why] + 2, rank);
-        return CERTAIN;
+        return GONE;
     }
     bool lost = atomic_load(&fe_heap_control(heap, gateway)->lost) == (uint32_t)rank + 1;
     snprintf(text, size, "rank %d (on another host%s%s%s)", rank, lost ? ", its connection is lost" : "",
              trouble ? ": " : "", trouble ? trouble : "");
-    return lost ? CERTAIN : BUSY;
+    return lost ? GONE : BUSY;
 }
 
 /* The gateway's own note is missing too, and it is gone: it is named for itself. */
@@ -87,7 +87,7 @@ static bool explained(const fe_watch *watch, int rank, uint64_t epoch, const uin
     fe_fate why;
     if (fe_heap_near(watch->heap, rank)) return false;
     int gateway = fe_hosts_gateway(&watch->heap->hosts, rank);
-    return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == CERTAIN;
+    return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == GONE;
 }
 
 static weight accuse_near(const fe_watch *watch, int rank, uint64_t epoch, uint64_t seen, char *text, size_t size) {

@@ -43,6 +43,7 @@ static uint64_t seen_of(const fe_snap *s, const want *w, int peer) {
 }
 
 static bool misses(const fe_snap *s, const want *w, int peer) {
+    if (s->peer[peer].masked) return false;
     if (w->by_cells && (!s->cell || !fe_snap_hears(s, w->kind, peer))) return false;
     return seen_of(s, w, peer) < w->epoch;
 }
@@ -69,7 +70,9 @@ static const fe_snap_step *last_step(const fe_snap *s) {
 static const char *state_of(const fe_snap *s, fe_fate fate) {
     if (fate != FE_ALIVE) return fate == FE_DEAD ? "process gone" : "process stopped";
     if (s->verdict) return "timed out";
-    if (s->aborted) return "aborted";
+    if (s->why == FE_GROUP_ABORTED) return "aborted";
+    if (s->why == FE_MASKED) return "masked: the others go on without it";
+    if (s->why == FE_RECALLED) return "called to an agreement";
     return s->failed ? "failed" : NULL;
 }
 

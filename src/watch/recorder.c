@@ -20,7 +20,8 @@ static bool counter_is_even(void) {
 
 static uint64_t place_of(const fe_heap *heap, int rank) {
     return (fe_heap_near(heap, rank) ? FE_PEER_NEAR : 0u) |
-           (heap->hosts.index_of[rank] == heap->hosts.index ? FE_PEER_COLUMN : 0u);
+           (heap->hosts.index_of[rank] == heap->hosts.index ? FE_PEER_COLUMN : 0u) |
+           (fe_heap_masked(heap, rank) ? FE_PEER_MASKED : 0u);
 }
 
 ferry_status fe_recorder_open(const fe_heap *heap, fe_recorder **recorder) {
@@ -32,7 +33,7 @@ ferry_status fe_recorder_open(const fe_heap *heap, fe_recorder **recorder) {
     r->cells_at = heap->memory ? 0 : (uint64_t)(heap->space[heap->rank] - heap->base[heap->rank]);
     r->counter = counter_is_even();
     r->one_host = heap->hosts.count == 1;
-    for (int i = 0; i < heap->ranks; i++) r->peer[i].place = place_of(heap, i);
+    for (int i = 0; i < heap->ranks; i++) atomic_store(&r->peer[i].place, place_of(heap, i));
     for (int i = 0; i < FE_STEPS; i++) atomic_store(&r->step[i].state, 0); /* the first touch of its page */
     r->began_ns = fe_now_ns();
     r->began_ticks = fe_recorder_now(r);
@@ -132,4 +133,10 @@ void fe_recorder_verdict(fe_recorder *r, const char *step, uint64_t epoch, const
     put(&r->failed_epoch, epoch);
     put(&r->failed_ns, (uint64_t)fe_now_ns());
     atomic_store_explicit(&r->verdict, 1, memory_order_release); /* who acquires it sees what was seen */
+}
+
+void fe_recorder_renew(fe_recorder *r, const fe_heap *heap) {
+    if (!r) return;
+    for (int i = 0; i < heap->ranks; i++) put(&r->peer[i].place, place_of(heap, i));
+    put(&r->verdict, 0);
 }

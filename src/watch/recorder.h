@@ -34,14 +34,14 @@ typedef struct fe_traffic {
     uint64_t spare;
 } fe_traffic;
 
-enum { FE_PEER_NEAR = 1, FE_PEER_COLUMN = 2 };
+enum { FE_PEER_NEAR = 1, FE_PEER_COLUMN = 2, FE_PEER_MASKED = 4 };
 
 typedef struct fe_peer {
     fe_traffic traffic[2];
     _Alignas(FE_CACHE_LINE) _Atomic uint64_t waits; /* for its notes, past spinning */
     _Atomic uint64_t wait_ticks;
-    _Atomic uint64_t seen; /* of its notes, when a wait failed */
-    uint64_t place;        /* FE_PEER_... */
+    _Atomic uint64_t seen;  /* of its notes, when a wait failed */
+    _Atomic uint64_t place; /* FE_PEER_... */
 } fe_peer;
 
 typedef struct fe_recorder {
@@ -74,6 +74,9 @@ static inline fe_recorder *fe_recorder_of(const fe_heap *heap, int rank) {
 
 /* Begins this rank's. Reads FERRY_RECORDER: *recorder is NULL where it says 0. */
 ferry_status fe_recorder_open(const fe_heap *heap, fe_recorder **recorder);
+
+/* An era begins: who is masked, as the heap has it now; what failed before is forgotten. */
+void fe_recorder_renew(fe_recorder *recorder, const fe_heap *heap);
 
 /* The processor's counter where it runs evenly on all cores, else nanoseconds. */
 static inline uint64_t fe_recorder_now(const fe_recorder *recorder) {

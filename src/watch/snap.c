@@ -94,8 +94,9 @@ static int by_number(const void *a, const void *b) {
 /* ---- the rest ---- */
 
 static void get_peer(const fe_peer *from, const scale *s, fe_snap_peer *to) {
-    uint64_t place = *(const volatile uint64_t *)&from->place;
-    *to = (fe_snap_peer){.near = place & FE_PEER_NEAR, .column = place & FE_PEER_COLUMN};
+    uint64_t place = get(&from->place);
+    *to = (fe_snap_peer){
+        .near = place & FE_PEER_NEAR, .column = place & FE_PEER_COLUMN, .masked = place & FE_PEER_MASKED};
     for (int half = 0; half < 2; half++) {
         const fe_traffic *t = &from->traffic[half];
         to->rows_sent += get(&t->rows_sent);
@@ -164,7 +165,7 @@ bool fe_snap_take(const void *memory, size_t bytes, fe_snap *snap, const char **
     if (bytes - FE_HEAP_RECORDER_AT < fe_recorder_bytes(snap->ranks)) return false;
     if (*(const volatile uint64_t *)&r->magic != FE_RECORDER_MAGIC) return false;
     atomic_thread_fence(memory_order_acquire); /* with fe_recorder_open's release */
-    snap->aborted = atomic_load(&control->aborted) != 0;
+    snap->why = (int)(atomic_load(&control->aborted) & 0xff);
     snap->failed = atomic_load(&control->failed) != 0;
     *why = "its cells are not where it says, or there is no memory to read it";
     if (get_all(memory, bytes, r, snap)) return true;
@@ -199,6 +200,7 @@ uint64_t fe_snap_cell(const fe_snap *snap, int kind, int half, int peer) {
 /* As fe_heap_hears. */
 bool fe_snap_hears(const fe_snap *snap, int kind, int peer) {
     const fe_snap_peer *p = &snap->peer[peer];
+    if (p->masked) return false;
     if (snap->one_host) return true;
     switch (fe_reach_of((fe_kind)kind)) {
     case FE_REACH_ALL: return true;

@@ -18,7 +18,7 @@ typedef struct fe_snap_step {
 } fe_snap_step;
 
 typedef struct fe_snap_peer {
-    bool near, column;
+    bool near, column, masked;
     uint64_t rows_sent, bytes_sent, rows_received, bytes_received, rows_returned, bytes_returned, rows_dropped;
     uint64_t waits, seen;
     int64_t wait_ns;
@@ -28,7 +28,8 @@ typedef struct fe_snap {
     uint64_t group;
     int rank, ranks, pid;
     int64_t taken_ns, began_ns;
-    bool aborted, failed, one_host;
+    bool failed, one_host;
+    int why;            /* an fe_why, or another number */
     fe_snap_step *step; /* ascending by number */
     int steps;
     fe_snap_peer *peer; /* [ranks] */

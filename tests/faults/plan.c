@@ -7,7 +7,7 @@
 
 static const struct {
     const char *name;
-    lost lost;
+    fate fate;
 } faults[] = {
 #define FAULT_ROW(name, who) {#name, who},
     FAULTS(FAULT_ROW)
@@ -18,8 +18,8 @@ const char *plan_fault_name(fault f) {
     return faults[f].name;
 }
 
-lost plan_lost(const plan *p) {
-    return faults[p->fault].lost;
+fate plan_lost(const plan *p) {
+    return faults[p->fault].fate;
 }
 
 /* ---- JSON ---- */

@@ -4,8 +4,8 @@
 
 #include "ranks/case.h"
 
-/* X(name, what the victim does, who is lost with it). Faults that wait `amount` ms do so in the middle of things. */
-typedef enum lost { NOBODY, VICTIM_DEAD, VICTIM_LATE } lost;
+/* X(name, what the victim does, who is lost by it). Faults that wait `amount` ms do so in the middle of things. */
+typedef enum fate { NOBODY, VICTIM_DEAD, VICTIM_LATE } fate;
 #define FAULTS(X)                                                                                                 \
     X(none, NOBODY)                                                                                               \
     X(kill, VICTIM_DEAD)   /* kill -9 of its process */                                                           \
@@ -64,7 +64,7 @@ plan plan_draw(uint64_t seed);
 /* The environment that cases are made in: FERRY_HOSTS. */
 void plan_environment(int hosts);
 const char *plan_fault_name(fault f);
-lost plan_lost(const plan *p);
+fate plan_lost(const plan *p);
 
 /* What a rank that is not the victim may get. */
 typedef struct verdict {

@@ -301,7 +301,6 @@ bool exchange_step(exchange *x) {
         int last = first + together < rounds ? first + together : rounds;
         if (!dispatch_pair(x, first, last) || !combine_pair(x, first, last)) return false;
     }
-    if (!exchange_check_counters(x)) return false;
     return true;
 }
 
@@ -365,7 +364,8 @@ bool exchange_lose(exchange *x) {
 /* A rank that is lost does nothing, and if it lives is there until the others are through. */
 static bool live_on(exchange *x) {
     bool lost = x->d->masked[x->rank], lives = x->c->alive;
-    bool good = lost || ((!x->c->lost || exchange_lose(x)) && exchange_step(x) && exchange_barrier(x));
+    bool good = lost || ((!x->c->lost || exchange_lose(x)) && exchange_step(x) && exchange_check_counters(x) &&
+                         exchange_barrier(x));
     if (!good && x->group) ferry_group_abort(x->group);
     if (lost && !lives) exchange_close(x);
     return (!lives || ranks_meet(x->env)) && good;

@@ -6,9 +6,14 @@ static bool same(exchange *x, const char *name, int of, uint64_t got, int64_t wa
            X_FAIL(x, "counters: %s[%d] is %llu, not %lld", name, of, (unsigned long long)got, (long long)wanted);
 }
 
+/* After an overflow there are none. */
+static int64_t rounds_of(const exchange *x) {
+    return !x->c->drop && oracle_dropped(x->d->oracle[0]) > 0 ? 0 : x->c->rounds;
+}
+
 static bool check_peers(exchange *x, const ferry_counters *k) {
     const oracle *o = x->d->oracle[0];
-    const int64_t rounds = x->c->rounds, row = (int64_t)(oracle_row_bytes(o) + oracle_scale_bytes(o));
+    const int64_t rounds = rounds_of(x), row = (int64_t)(oracle_row_bytes(o) + oracle_scale_bytes(o));
     const int64_t back = (int64_t)case_back_bytes(x->c);
     int64_t dropped = 0;
     for (int r = 0; r < x->c->ranks; r++) {
@@ -32,18 +37,17 @@ static bool check_experts(exchange *x, const ferry_counters *k) {
     for (int e = 0; e < k->local_experts; e++) told = told || k->expert_rows[e];
     if (!told && by_rank && x->c->mode == FERRY_LATENCY) return true; /* no counts were exchanged */
     for (int e = 0; e < k->local_experts; e++)
-        if (!same(x, "expert_rows", e, k->expert_rows[e], x->c->rounds * x->me->expert_rows[e])) return false;
+        if (!same(x, "expert_rows", e, k->expert_rows[e], rounds_of(x) * x->me->expert_rows[e])) return false;
     return true;
 }
 
 bool exchange_check_counters(exchange *x) {
     ferry_counters k = FERRY_COUNTERS_INIT;
-    if (x->c->lost) return true; /* steps before and after the loss are counted together */
-    RANK_OK(x->env, ferry_group_counters(x->group, &k));
+    X_OK(x, ferry_group_counters(x->group, &k));
     bool good = same(x, "ranks", 0, (uint64_t)k.ranks, x->c->ranks) && same(x, "routes", 0, k.routes, 1) &&
                 same(x, "local_experts", 0, (uint64_t)k.local_experts, x->me->local_experts) &&
-                same(x, "dispatches", 0, k.dispatches, x->c->rounds) &&
-                same(x, "combines", 0, k.combines, x->c->rounds);
+                same(x, "dispatches", 0, k.dispatches, rounds_of(x)) &&
+                same(x, "combines", 0, k.combines, rounds_of(x));
     if (!good) return false;
     if (ranks_device() != FERRY_CPU && x->c->mode == FERRY_LATENCY) return true; /* its counts are the GPU's */
     return check_peers(x, &k) && check_experts(x, &k);

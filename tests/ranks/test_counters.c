@@ -67,6 +67,30 @@ static void test_routes_that_are_gone(void **state) {
     RANKS_ASSERT(RANKS_PROCESSES, RANKS, kept_rank, NULL);
 }
 
+/* An agreement begins steps anew, and counters go on. */
+static bool agreed_rank(rank_env *env) {
+    ferry_group_config cfg = ranks_config(EXPERTS, COLUMNS, TOKENS, 1);
+    ferry_group *g;
+    ferry_counters k = FERRY_COUNTERS_INIT;
+    memory *m = ranks_new(env, sizeof *m);
+    if (!ranks_group(env, &cfg, &g)) return false;
+    if (!one_route(env, g, m, 2)) return false;
+    RANK_OK(env, ferry_group_agree(g, NULL, NULL));
+    if (!one_route(env, g, m, 1)) return false;
+    RANK_OK(env, ferry_group_counters(g, &k));
+    RANK_CHECK(env, k.routes == 2 && k.dispatches == 3);
+    for (int e = 0; e < k.local_experts; e++) RANK_CHECK(env, k.expert_rows[e] == 3 * RANKS);
+    for (int r = 0; r < RANKS; r++) RANK_CHECK(env, k.peers[r].rows_sent == 6 && k.peers[r].rows_received == 6);
+    ferry_group_destroy(g);
+    return true;
+}
+
+static void test_after_an_agreement(void **state) {
+    (void)state;
+    if (ranks_hosts() > 1) skip(); /* they agree on one host only */
+    RANKS_ASSERT(RANKS_PROCESSES, RANKS, agreed_rank, NULL);
+}
+
 /* Rank 1 comes late: the others say so, and how late. */
 static bool late_rank(rank_env *env) {
     ferry_group_config cfg = ranks_config(EXPERTS, COLUMNS, TOKENS, 1);
@@ -184,6 +208,7 @@ static void test_switched_off(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_routes_that_are_gone),
+                                       cmocka_unit_test(test_after_an_agreement),
                                        cmocka_unit_test(test_a_rank_that_is_late), cmocka_unit_test(test_the_file),
                                        cmocka_unit_test(test_switched_off)};
     return cmocka_run_group_tests(tests, NULL, NULL);

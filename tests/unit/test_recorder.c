@@ -153,6 +153,15 @@ static void test_where_a_step_is(void **state) {
     assert_non_null(strstr(text, "=> all wait for rank 2 (not seen here"));
     free(text);
     fe_snap_free(&snap);
+    _Atomic uint8_t masked[RANKS] = {0, 0, 1}; /* the group goes on without rank 2: nobody waits for it any more */
+    heap.masked = masked;
+    fe_recorder_renew(recorder, &heap);
+    snap = take();
+    assert_false(fe_snap_hears(&snap, FE_ROWS, 2));
+    assert_true(fe_snap_hears(&snap, FE_ROWS, 0));
+    fe_snap_free(&snap);
+    heap.masked = NULL;
+    fe_recorder_renew(recorder, &heap);
 }
 
 static void test_a_verdict(void **state) {

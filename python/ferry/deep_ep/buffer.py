@@ -54,7 +54,7 @@ class Buffer:
         self.enable_shrink = enable_shrink
         self._groups = Groups(self.rank, self.group_size, allgather, timeout=100)
         self._lane = Lane()
-        self._low = LowLatency(self._groups, self._lane)
+        self._low = LowLatency(self._groups, self._lane, enable_shrink)
 
     def destroy(self) -> None:
         """Frees everything; only with explicitly_destroy=True. Waits for no other rank."""
@@ -349,15 +349,19 @@ class Buffer:
         return self._low.next_buffer(handle)
 
     def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
-        """Masking a rank is not in this version: UnsupportedError. Unmasking changes nothing."""
+        """[collective] of the ranks that go on: the low-latency groups go on without the rank, or with it again.
+
+        Handles from before are void. A rank that is to come back calls low_latency_clean_mask_buffer meanwhile.
+        """
         self._low.mask.update(rank_to_mask, mask)
 
     def low_latency_query_mask_buffer(self, mask_status: torch.Tensor) -> None:
-        """Fills int32 [R] with 1 for ranks that are masked: none."""
+        """Fills int32 [R] with 1 for ranks that are masked. With enable_shrink, where a step has failed here: [collective] of the
+        ranks that can still come, which agree to go on without the others."""
         self._low.mask.query(mask_status)
 
     def low_latency_clean_mask_buffer(self) -> None:
-        """Unmasks all ranks."""
+        """Takes all ranks back: [collective] of all, those that were masked too. Nothing where nobody is masked."""
         self._low.mask.clean()
 
 
