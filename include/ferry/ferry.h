@@ -308,6 +308,49 @@ FERRY_API int ferry_group_ranks(const ferry_group *group); /* R; -1 for NULL */
  * group's. Returns their number L, or -1 for a bad argument. experts may be NULL. Any thread. */
 FERRY_API int ferry_group_local_experts(const ferry_group *group, int rank, const int32_t **experts);
 
+/* What a rank has done with one rank (itself among them), since the group began. Rows count by their places, as the route lays them: over several
+ * hosts one row that crosses stands for all of a token's places on a host. Bytes are those rows', with their scales. A GPU's steps are
+ * counted when they are put on their stream, in THROUGHPUT mode and outside of graphs; of others, and of what is dropped there, the host knows nothing, and nothing is counted. */
+typedef struct ferry_peer_counters {
+    uint64_t rows_sent, bytes_sent;         /* dispatches: to it */
+    uint64_t rows_received, bytes_received; /* dispatches: from it */
+    uint64_t rows_returned, bytes_returned; /* combines: its experts' rows for this rank's tokens */
+    uint64_t rows_dropped;                  /* of this rank's tokens, for which it had no room */
+    uint64_t waits,
+        wait_ns; /* waits for its notes that went on past spinning, and their time. A wait for several ranks is the first's,
+                                by number, until it has come, then the next one's. A GPU's are not counted */
+} ferry_peer_counters;
+
+#define FERRY_MAGIC_COUNTERS 0x4647434f554e5431ull
+
+/* Pointers are the group's memory: valid until the next call, or the group's end. */
+typedef struct ferry_counters {
+    size_t size;
+    uint64_t magic;
+    int ranks, local_experts;
+    uint64_t routes, dispatches, combines,
+        meetings; /* begun. meetings: rounds of barrier, allgather, broadcast, heap_alloc, heap_free */
+    const ferry_peer_counters *peers; /* [ranks] */
+    /* [local_experts] rows that dispatches delivered to each. RANK layout: tokens that chose it, dropped ones included, where the route
+     * exchanges counts; in LATENCY mode without a capacity it does not, and nothing is counted */
+    const uint64_t *expert_rows;
+} ferry_counters;
+
+static inline ferry_counters ferry_counters_init(void) {
+    ferry_counters c;
+    memset(&c, 0, sizeof c);
+    c.size = sizeof c;
+    c.magic = FERRY_MAGIC_COUNTERS;
+    return c;
+}
+#define FERRY_COUNTERS_INIT ferry_counters_init()
+
+/* Fills the counters; what is still on a stream counts when it has run. Waits for nobody. FERRY_UNSUPPORTED with FERRY_RECORDER=0. */
+FERRY_API ferry_status ferry_group_counters(ferry_group *group, ferry_counters *counters);
+/* Writes them to a file in Prometheus' text format, version 0.0.4, by way of a new file beside it that then takes its place. FERRY_METRICS_FILE
+ * names one that is written when the group is destroyed. FERRY_SYSTEM when it cannot be written. */
+FERRY_API ferry_status ferry_group_metrics_write(ferry_group *group, const char *path);
+
 /* Bytes of shared memory that each rank of a group of `ranks` with this config reserves, without making it. */
 FERRY_API ferry_status ferry_group_bytes(const ferry_group_config *cfg, int ranks, int64_t *bytes);
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes as C
+import os
 import sys
 import weakref
 from contextlib import nullcontext
-from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Set, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
@@ -27,6 +29,26 @@ def unique_id() -> bytes:
     made = _c.UniqueId()
     lib.ferry_unique_id_create(C.byref(made))
     return bytes(bytearray(made))
+
+
+@dataclass(frozen=True)
+class Counters:
+    """`Group.counters()`. Arrays are uint64 [ranks], `expert_rows` [local experts]."""
+
+    routes: int
+    dispatches: int
+    combines: int
+    meetings: int
+    rows_sent: np.ndarray
+    bytes_sent: np.ndarray
+    rows_received: np.ndarray
+    bytes_received: np.ndarray
+    rows_returned: np.ndarray
+    bytes_returned: np.ndarray
+    rows_dropped: np.ndarray
+    waits: np.ndarray
+    wait_ns: np.ndarray
+    expert_rows: np.ndarray
 
 
 class Group:
@@ -135,6 +157,21 @@ class Group:
         if n < 0:
             raise errors.InvalidError(f"rank {rank} is none of the group's {self.ranks}")
         return np.array(experts[:n], dtype=np.int32)
+
+    def counters(self) -> Counters:
+        """What this rank has moved, waited for and left out since the group began; `ferry.h` says what counts when."""
+        c = _c.Counters()
+        lib.ferry_group_counters(self._c, C.byref(c))
+        peers = {
+            name: np.array([getattr(c.peers[r], name) for r in range(c.ranks)], dtype=np.uint64)
+            for name in _c.PEER_COUNTERS
+        }
+        experts = np.array(c.expert_rows[: c.local_experts], dtype=np.uint64)
+        return Counters(c.routes, c.dispatches, c.combines, c.meetings, expert_rows=experts, **peers)
+
+    def write_metrics(self, path: Union[str, "os.PathLike[str]"]) -> None:
+        """The counters as a file in Prometheus' text format."""
+        lib.ferry_group_metrics_write(self._c, os.fsencode(path))
 
     def route(self, topk_idx: Any, topk_weights: Any = None, **options: Any) -> "Route":
         """[collective] `ferry.Route(self, topk_idx, topk_weights, ...)`."""

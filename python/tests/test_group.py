@@ -3,9 +3,11 @@
 import gc
 import queue
 import socket
+import tempfile
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 from harness import alone, each, on_ranks, raises
@@ -371,3 +373,35 @@ def test_group_bytes():
     assert ferry.group_bytes(2, heap_bytes=1 << 24, **config) >= ferry.group_bytes(2, **config) + (1 << 24)
     with raises(TypeError, "tokens: not known"):
         ferry.group_bytes(2, tokens=3, **config)
+
+
+def test_counters():
+    """What three ranks sent each other, and the file that Prometheus reads."""
+    uid, seen = ferry.unique_id(), {}
+
+    def run(rank):
+        config = dict(experts=3, hidden=64, max_tokens=4, max_topk=1, dtype="float32", timeout=30)
+        with ferry.Group(unique_id=uid, rank=rank, ranks=3, **config) as g:
+            route = g.route(np.full((2, 1), (rank + 1) % 3))
+            for _ in range(4):
+                route.combine(route.dispatch(np.zeros((2, 64), np.float32)).rows)
+            with tempfile.TemporaryDirectory() as inside:
+                g.write_metrics(Path(inside, "ferry.prom"))
+                seen[rank] = g.counters(), Path(inside, "ferry.prom").read_text()
+            with raises(ferry.SystemCallError, "/nowhere/at/all"):
+                g.write_metrics("/nowhere/at/all")
+            g.barrier()
+
+    threads = [threading.Thread(target=run, args=(r,)) for r in range(3)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert sorted(seen) == [0, 1, 2]
+    for rank, (counters, text) in seen.items():
+        there, back = (rank + 1) % 3, (rank + 2) % 3
+        assert (counters.routes, counters.dispatches, counters.combines) == (1, 4, 4)
+        assert counters.rows_sent.tolist() == [8 * (r == there) for r in range(3)]
+        assert counters.bytes_sent.tolist() == [8 * 256 * (r == there) for r in range(3)]
+        assert counters.rows_received.tolist() == [8 * (r == back) for r in range(3)]
+        assert counters.rows_returned.tolist() == counters.rows_sent.tolist()
+        assert counters.expert_rows.tolist() == [8] and not counters.rows_dropped.any()
+        assert f'rank="{rank}",peer="{there}"}} 8\n' in text and "# TYPE ferry_rows_sent_total counter" in text

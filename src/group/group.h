@@ -2,7 +2,7 @@
 #ifndef FERRY_GROUP_GROUP_H
 #define FERRY_GROUP_GROUP_H
 
-#include "device/device.h"
+#include "device/record.h"
 #include "group/body.h"
 
 /* One of the two steps that may be in flight: where its second half's work is kept until it is asked for. */
@@ -30,6 +30,7 @@ struct ferry_group {
     fe_flight dispatch[2], combine[2]; /* by half */
     fe_flight meeting, exchange;       /* the last: on different streams too they keep the order of their calls */
     ferry_route *made;                 /* list of routes */
+    struct fe_counted *counted;        /* counters.c's */
     int64_t stream_bytes;
     int8_t wish[FERRY_MAX_RANKS]; /* for the next agreement: 1: mask it, -1: take it back */
 };
@@ -45,6 +46,9 @@ ferry_status fe_group_own(const ferry_group *group, const ferry_stream *stream, 
 
 /* What went wrong beside the calls, into the group's fault. */
 void fe_group_look(ferry_group *group);
+
+/* "barrier", "allgather" and so on: the meetings of meet.c by their numbers. */
+const char *fe_meeting_name(uint64_t kind);
 
 /* Keeps order between streams: what `flight` last did on another stream is over before `stream` (or, NULL, this thread) goes on. */
 ferry_status fe_flight_await(ferry_group *group, fe_flight *flight, ferry_stream *stream);

@@ -106,17 +106,17 @@ FE_PURE int64_t fe_topk_at(const ferry_tensor *idx, int64_t token, int64_t choic
 FE_PURE void fe_renormalise(const fe_shape *s, const ferry_tensor *idx, const int32_t *home, float *weight,
                             int64_t token) {
     float all = 0, left = 0;
-    bool lost = false;
+    bool missing = false;
     for (int k = 0; k < s->topk; k++) {
         if (fe_topk_at(idx, token, k) < 0) continue;
         all += weight[k];
         if (home[k] >= 0)
             left += weight[k];
         else
-            lost = true;
+            missing = true;
     }
     float scale = left != 0 ? all / left : 0;
-    for (int k = 0; lost && k < s->topk; k++) weight[k] = home[k] < 0 ? 0 : fe_f32_canonical(weight[k] * scale);
+    for (int k = 0; missing && k < s->topk; k++) weight[k] = home[k] < 0 ? 0 : fe_f32_canonical(weight[k] * scale);
 }
 
 /* Fills home, order, fan and counts. FERRY_INVALID names the index that is no expert; idx has explicit strides. */

@@ -78,6 +78,7 @@ bool exchange_check_combine(exchange *x, int round) {
     uint8_t *out = exchange_own(x, out_bytes), *scratch = exchange_own(x, (size_t)c->columns * 12);
     float weights[FERRY_MAX_TOPK];
     ranks_step(x->env, "comparing combine %d", round);
+    if (x->careless) return true;
     for (int t = 0; t < x->tokens; t++) {
         oracle_combine_token(x->d->oracle[round], &m, x->rank, t, out, weights, scratch);
         const char *difference = oracle_difference(out, exchange_element(x, &f->sum.rows, 1, t, 0), out_bytes);

@@ -228,7 +228,8 @@ static bool run(fe_lane *lane) {
 static bool share(fe_lane *lane) {
     fe_bench *b = lane->bench;
     size_t row = sizeof(double) * (size_t)b->o.iters;
-    bool good = fe_rank_gather(lane->self, b->shared->check, sizeof b->shared->check[0]);
+    bool good = fe_bench_count(lane) && fe_rank_gather(lane->self, b->shared->check, sizeof b->shared->check[0]) &&
+                fe_rank_gather(lane->self, b->shared->counted, sizeof b->shared->counted[0]);
     for (int m = 0; good && m < FE_M_COUNT; m++)
         good = fe_rank_gather(lane->self, b->shared->us + (size_t)m * (size_t)b->o.ranks * (size_t)b->o.iters, row);
     return good;
