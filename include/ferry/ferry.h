@@ -57,11 +57,12 @@ extern "C" {
 
 typedef enum ferry_status {
     FERRY_OK = 0,
-    FERRY_INVALID = 1,     /* an argument is wrong; the call had no effect */
-    FERRY_NOMEM = 2,       /* memory, or room in the symmetric heap, is used up */
-    FERRY_SYSTEM = 3,      /* the operating system refused a call; the sentence has its name and errno */
-    FERRY_TIMEOUT = 4,     /* a rank did not arrive before the group's deadline; the sentence names it and the step */
-    FERRY_ABORTED = 5,     /* ferry_group_abort was called on some rank, or the group failed before */
+    FERRY_INVALID = 1, /* an argument is wrong; the call had no effect */
+    FERRY_NOMEM = 2,   /* memory, or room in the symmetric heap, is used up */
+    FERRY_SYSTEM = 3,  /* the operating system refused a call; the sentence has its name and errno */
+    FERRY_TIMEOUT = 4, /* a rank did not arrive before the group's deadline; the sentence names it and the step */
+    FERRY_ABORTED =
+        5, /* ferry_group_abort was called on some rank, one asks for an agreement, or the group failed before */
     FERRY_MISMATCH = 6,    /* ranks disagree: the sentence names the field, the rank and both values */
     FERRY_OVERFLOW = 7,    /* more rows than the stated capacity, under FERRY_OVERFLOW_ERROR */
     FERRY_UNSUPPORTED = 8, /* a valid request that this build or machine cannot serve */
@@ -300,6 +301,27 @@ FERRY_API ferry_status ferry_group_mask_set(ferry_group *group, int rank, int ma
 /* The mask in force: masked[ranks], 1 for each rank that the group goes on without. */
 FERRY_API ferry_status ferry_group_mask_get(const ferry_group *group, uint8_t *masked);
 
+/* This rank leaves, at the end of a step: nobody need wait for it at an agreement. Waits for its own streams only. Afterwards the group accepts
+ * destroy alone; until then its memory stays where it is. */
+FERRY_API ferry_status ferry_group_leave(ferry_group *group);
+
+/* [collective] with ferry_group_reconfigure of the ranks that are there, which have made a new id (ferry_unique_id_create) for it: a new process
+ * takes the place of rank `rank`, whose process is gone. The others keep their memory, and map this rank's. The user's heap has the
+ * same allocations as theirs, at the same offsets (ferry_heap_offset, ferry_heap_at); what this rank's hold is not defined. cfg: as the others'. One host. FERRY_MISMATCH, FERRY_TIMEOUT, FERRY_REFUSED (the others have met without it), FERRY_INVALID, FERRY_NOMEM,
+ * FERRY_SYSTEM, FERRY_UNSUPPORTED. */
+FERRY_API ferry_status ferry_group_join(const ferry_unique_id *id, int rank, int ranks, const ferry_group_config *cfg,
+                                        ferry_group **group);
+
+/* [collective] A new map of experts (cfg's expert_first and expert_rank; all else must be as it was), and with an id: meets newcomers there.
+ * Called at the end of a step, by every rank that goes on; it ends as an agreement does (ferry_group_agree). The map may have no more
+ * copies of experts, in all and on one rank, than the one that the group was made with; arrays of ferry_group_local_experts end.
+ *
+ * id NULL: the ranks that there are. With an id, made by one of them, each place is waited for, at most the timeout: a rank that is there, or a newcomer
+ * (ferry_group_join), or a masked rank that comes back by this call; but those proposed to be masked (ferry_group_mask_set) stay or become so. Rank 0's place
+ * must be filled. FERRY_INVALID, FERRY_MISMATCH (the maps differ), FERRY_TIMEOUT, FERRY_REFUSED, FERRY_UNSUPPORTED (several hosts). */
+FERRY_API ferry_status ferry_group_reconfigure(ferry_group *group, const ferry_unique_id *id,
+                                               const ferry_group_config *cfg);
+
 FERRY_API int ferry_group_rank(const ferry_group *group);  /* this rank, 0..R-1; -1 for NULL */
 FERRY_API int ferry_group_ranks(const ferry_group *group); /* R; -1 for NULL */
 
@@ -352,8 +374,12 @@ FERRY_API ferry_status ferry_heap_alloc(ferry_group *group, size_t bytes, void *
 /* [collective] Frees it, after all ranks have come. NULL is allowed. */
 FERRY_API ferry_status ferry_heap_free(ferry_group *group, void *pointer);
 /* Where this rank can load and store the same address of rank `rank`'s heap; NULL when pointer is not in the heap, rank
- * is not of the group, or the rank is far. pointer may point inside an allocation. Any thread. */
+ * is not of the group or masked, or the rank is far. pointer may point inside an allocation. Any thread. */
 FERRY_API void *ferry_heap_ptr(const ferry_group *group, const void *pointer, int rank);
+
+/* The same address as a number that is equal on all ranks, and back: bytes from the beginning of heap_bytes. -1, NULL: not in it. Any thread. */
+FERRY_API int64_t ferry_heap_offset(const ferry_group *group, const void *pointer);
+FERRY_API void *ferry_heap_at(const ferry_group *group, int64_t offset);
 
 /* One-sided operations. `symmetric` addresses are this rank's own addresses in the heap, or in a view of the library's buffers (a
  * dispatch view, ferry_combine_buffer); the operation works on the same offset of rank `rank`'s heap. FERRY_INVALID when a range leaves the heap. Any thread, several at a time.

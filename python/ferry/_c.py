@@ -91,6 +91,7 @@ class DeviceGroup(Sized):
         ("barrier_epoch", C.c_void_p),
         ("aborted", C.c_void_p),
         ("timeout_ns", C.c_uint64),
+        ("masked", C.c_void_p),
     ]
 
 
@@ -106,6 +107,7 @@ class RouteConfig(Sized):
         ("rank_capacity", C.c_int64),
         ("overflow", C.c_int),
         ("packed", C.c_int),
+        ("renormalise", C.c_int),
     ]
 
 
@@ -205,6 +207,12 @@ FUNCTIONS: Dict[str, Tuple[List[Any], Any]] = {
     "ferry_group_destroy": ([_group], None),
     "ferry_group_abort": ([_group], _int),
     "ferry_group_error": ([_group], _int),
+    "ferry_group_agree": ([_group, _P(UniqueId), _P(C.c_uint8)], _int),
+    "ferry_group_mask_set": ([_group, _int, _int], _int),
+    "ferry_group_mask_get": ([_group, _P(C.c_uint8)], _int),
+    "ferry_group_leave": ([_group], _int),
+    "ferry_group_join": ([_P(UniqueId), _int, _int, _P(GroupConfig), _P(_group)], _int),
+    "ferry_group_reconfigure": ([_group, _P(UniqueId), _P(GroupConfig)], _int),
     "ferry_group_rank": ([_group], _int),
     "ferry_group_ranks": ([_group], _int),
     "ferry_group_local_experts": ([_group, _int, _P(_P_INT32)], _int),
@@ -225,6 +233,8 @@ FUNCTIONS: Dict[str, Tuple[List[Any], Any]] = {
     "ferry_heap_alloc": ([_group, _size, _P(_pv)], _int),
     "ferry_heap_free": ([_group, _pv], _int),
     "ferry_heap_ptr": ([_group, _pv, _int], _pv),
+    "ferry_heap_offset": ([_group, _pv], C.c_int64),
+    "ferry_heap_at": ([_group, C.c_int64], _pv),
     "ferry_put": ([_group, _pv, _pv, _size, _int, _stream], _int),
     "ferry_get": ([_group, _pv, _pv, _size, _int, _stream], _int),
     "ferry_put_signal": ([_group, _pv, _pv, _size, _pv, _u64, _int, _int, _stream], _int),

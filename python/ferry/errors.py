@@ -42,7 +42,7 @@ class DeadlineError(FerryError, TimeoutError):
 
 
 class AbortedError(FerryError):
-    """FERRY_ABORTED: `Group.abort` was called on some rank, or the group failed before."""
+    """FERRY_ABORTED: `Group.abort` was called on some rank, a rank asks for an agreement, or the group failed before."""
 
     code = _c.ABORTED
 
@@ -66,7 +66,7 @@ class UnsupportedError(FerryError, NotImplementedError):
 
 
 class RefusedError(FerryError, PermissionError):
-    """FERRY_REFUSED: the peer is not of this group (wrong secret in the unique id)."""
+    """FERRY_REFUSED: the peer is not of this group (wrong secret in the unique id), or the others go on without this rank."""
 
     code = _c.REFUSED
 

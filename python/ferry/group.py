@@ -196,6 +196,26 @@ class Group:
         """Raises the first error that this rank met, if any: those of streams, and those that ended the group."""
         lib.ferry_group_error(self._c)
 
+    def agree(self, mask: Sequence[int] = (), unmask: Sequence[int] = ()) -> np.ndarray:
+        """[collective] of the ranks that can still come. Goes on without the ranks that cannot, and those in `mask`; takes back
+        those in `unmask`, which call it too. Returns `masked`, the same on all who go on.
+
+        Routes must be made anew afterwards. RefusedError: the others go on without this rank. See docs/faults.md.
+        """
+        for rank in mask:
+            lib.ferry_group_mask_set(self._c, rank, 1)
+        for rank in unmask:
+            lib.ferry_group_mask_set(self._c, rank, 0)
+        lib.ferry_group_agree(self._c, None, None)
+        return self.masked
+
+    @property
+    def masked(self) -> np.ndarray:
+        """bool [ranks]: the ranks that the group goes on without."""
+        masked = (C.c_uint8 * self.ranks)()
+        lib.ferry_group_mask_get(self._c, masked)
+        return np.array(masked, dtype=bool)
+
     @property
     def closed(self) -> bool:
         return self._held is None

@@ -70,6 +70,7 @@ class Route:
         expert_capacity: EXPERT, SLOTS: the most rows a local expert takes in; 0: no limit.
         rank_capacity: RANK, EXPERT: the most row slots a rank takes in; 0: the group's max_recv_rows.
         packed: "latency": rows of RANK and SLOTS lie packed as in "throughput", for which counts are exchanged.
+        renormalise: weights of choices whose expert lives on masked ranks alone are spread over the token's others.
         overflow: "error" (CapacityError on all ranks), or "drop": the last rows are left out, and counted.
         stream: see `Group.stream`. None: complete on return; for CUDA tensors of PyTorch its current stream.
 
@@ -95,6 +96,7 @@ class Route:
         rank_capacity: int = 0,
         overflow: str = "error",
         packed: bool = False,
+        renormalise: bool = False,
         stream: StreamLike = None,
     ):
         keep: List[Any] = []
@@ -107,6 +109,7 @@ class Route:
         config.expert_alignment, config.expert_capacity = expert_alignment, expert_capacity
         config.rank_capacity, config.overflow = rank_capacity, choose(_OVERFLOWS, overflow, "overflow")
         config.packed = int(packed)
+        config.renormalise = int(renormalise)
         pointer = C.c_void_p()
         where = group._stream(stream, topk_idx)
         group._sweep()

@@ -165,24 +165,40 @@ ferry_status fe_boot_environment(const fe_launch *launch, int timeout_ms, fe_boo
 
 /* ---- allgather ---- */
 
-static ferry_status gather_by_hub(fe_boot *b, const void *mine, void *all, size_t bytes) {
+/* Sends `head` bytes, then the data; hears the round, `head` bytes again, and the data of all. */
+static ferry_status ask_hub(fe_boot *b, fe_wire_type ask, fe_wire_type answer, const uint8_t *say, uint8_t *who,
+                            const void *mine, void *all, size_t bytes) {
+    static const char doing[] = "the group was made";
     int64_t deadline = fe_now_ns() + b->timeout_ns;
     uint8_t head[FE_WIRE_HEADER + 4], round[4];
     bool late;
-    size_t answer = (size_t)b->ranks * bytes;
-    fe_wire_put_head(head, FE_GATHER, (uint32_t)(4 + bytes));
+    size_t beside = say ? (size_t)b->ranks : 0, answered = beside + (size_t)b->ranks * bytes;
+    fe_wire_put_head(head, ask, (uint32_t)(4 + beside + bytes));
     fe_wire_put_u32(head + FE_WIRE_HEADER, b->round);
-    if (!fe_net_send(b->fd, head, sizeof head, deadline, &late) || !fe_net_send(b->fd, mine, bytes, deadline, &late))
-        return hub_silent(b, late, "the group was made");
-    FE_TRY(expect(b, FE_ALL, (uint32_t)(4 + answer), deadline + GRACE_NS, "the group was made"));
+    if (!fe_net_send(b->fd, head, sizeof head, deadline, &late) ||
+        (say && !fe_net_send(b->fd, say, beside, deadline, &late)) || !fe_net_send(b->fd, mine, bytes, deadline, &late))
+        return hub_silent(b, late, doing);
+    FE_TRY(expect(b, answer, (uint32_t)(4 + answered), deadline + GRACE_NS, doing));
     if (!fe_net_recv(b->fd, round, sizeof round, deadline + GRACE_NS, &late) ||
-        !fe_net_recv(b->fd, all, answer, deadline + GRACE_NS, &late))
-        return hub_silent(b, late, "the group was made");
+        (who && !fe_net_recv(b->fd, who, beside, deadline + GRACE_NS, &late)) ||
+        !fe_net_recv(b->fd, all, (size_t)b->ranks * bytes, deadline + GRACE_NS, &late))
+        return hub_silent(b, late, doing);
     if (fe_wire_get_u32(round) != b->round)
         return fe_fail(FERRY_MISMATCH, "rank %d is at step %u of making the group, the others at %u", b->rank, b->round,
                        fe_wire_get_u32(round));
     b->round++;
     return FERRY_OK;
+}
+
+static ferry_status gather_by_hub(fe_boot *b, const void *mine, void *all, size_t bytes) {
+    return ask_hub(b, FE_GATHER, FE_ALL, NULL, NULL, mine, all, bytes);
+}
+
+ferry_status fe_boot_muster(fe_boot *b, const uint8_t *say, const void *mine, uint8_t *who, void *all, size_t bytes) {
+    if (bytes > FE_BOOT_MAX) return fe_fail(FERRY_INVALID, "%zu bytes to gather, at most %d", bytes, FE_BOOT_MAX);
+    b->failed = ask_hub(b, FE_MUSTER, FE_ROLL, say, who, mine, all, bytes);
+    if (b->failed != FERRY_OK) snprintf(b->why, sizeof b->why, "%s", ferry_last_error());
+    return b->failed;
 }
 
 static ferry_status gather_by_caller(fe_boot *b, const void *mine, void *all, size_t bytes) {

@@ -28,7 +28,7 @@ static ferry_status choose_blocks(fe_engine *engine, const struct cudaDeviceProp
                        engine->heap.rank, sharing, (long long)sms, all);
     cuda->blocks = (int)sms;
     size_t most = prop->sharedMemPerBlockOptin - SHARED_REST;
-    int bins = engine->heap.ranks + engine->map->homes;
+    int bins = engine->heap.ranks + engine->homes_most;
     cuda->route_warps = fe_cuda_route_warps(bins, most, &cuda->route_shared);
     if (cuda->route_warps) return FERRY_OK;
     return fe_fail(FERRY_UNSUPPORTED, "rank %d: %d experts and their copies are more than a GPU's shared memory counts",
@@ -41,20 +41,22 @@ static ferry_status upload_tables(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     const fe_map *map = engine->map;
     const fe_heap *heap = &engine->heap;
+    const size_t word = sizeof(int32_t), ranks = (size_t)heap->ranks, homes = (size_t)map->homes,
+                 room = (size_t)engine->homes_most * word;
     const struct {
         const void *from;
-        size_t bytes;
-    } parts[] = {{heap->space, (size_t)heap->ranks * sizeof *heap->space},
-                 {map->copy_first, ((size_t)map->experts + 1) * sizeof(int32_t)},
-                 {map->copy, (size_t)map->homes * sizeof(int32_t)},
-                 {map->rank_first, ((size_t)map->ranks + 1) * sizeof(int32_t)},
-                 {map->home_rank, (size_t)map->homes * sizeof(int32_t)},
-                 {map->home_expert, (size_t)map->homes * sizeof(int32_t)},
-                 {fe_cuda_memory_linked(heap), (size_t)heap->ranks},
-                 {(const void *)heap->masked, (size_t)heap->ranks}};
+        size_t bytes, room;
+    } parts[] = {{heap->space, ranks * sizeof *heap->space, ranks * sizeof *heap->space},
+                 {map->copy_first, ((size_t)map->experts + 1) * word, ((size_t)map->experts + 1) * word},
+                 {map->copy, homes * word, room},
+                 {map->rank_first, (ranks + 1) * word, (ranks + 1) * word},
+                 {map->home_rank, homes * word, room},
+                 {map->home_expert, homes * word, room},
+                 {fe_cuda_memory_linked(heap), ranks, ranks},
+                 {(const void *)heap->masked, ranks, ranks}};
     enum { PARTS = sizeof parts / sizeof *parts };
     size_t at[PARTS + 1] = {0};
-    for (int i = 0; i < PARTS; i++) at[i + 1] = at[i] + (parts[i].bytes + 15) / 16 * 16;
+    for (int i = 0; i < PARTS; i++) at[i + 1] = at[i] + (parts[i].room + 15) / 16 * 16;
     if (!cuda->tables) FE_CUDA_TRY(cudaMalloc(&cuda->tables, at[PARTS]), heap->rank, "taking GPU memory for tables");
     for (int i = 0; i < PARTS; i++)
         FE_CUDA_TRY(cudaMemcpyAsync((char *)cuda->tables + at[i], parts[i].from, parts[i].bytes, cudaMemcpyHostToDevice,

@@ -259,6 +259,15 @@ static void unmap(fe_heap *heap, int r) {
     }
 }
 
+/* Another process takes its place. */
+static void unmap_peer(fe_heap *heap, int peer) {
+    state *s = heap->memory_state;
+    if (!s->how[peer]) return;
+    unmap(heap, peer);
+    s->sharing -= !s->linked[peer];
+    s->how[peer] = 0;
+}
+
 static void drop(fe_heap *heap) {
     state *s = heap->memory_state;
     for (int r = 0; s && s->how && r < heap->ranks; r++) unmap(heap, r);
@@ -271,7 +280,7 @@ static void drop(fe_heap *heap) {
     heap->memory_state = NULL;
 }
 
-const fe_memory fe_cuda_memory = {.make = make, .map = map, .drop = drop};
+const fe_memory fe_cuda_memory = {.make = make, .map = map, .unmap = unmap_peer, .drop = drop};
 
 int fe_cuda_memory_device(const fe_heap *heap) {
     return ((const state *)heap->memory_state)->device;

@@ -2,7 +2,6 @@
  * left behind is forgotten, so that an era begins as a group does. */
 #include "group/group.h"
 #include "watch/calls.h"
-#include "watch/council.h"
 
 static bool is_masked(const void *heap, int rank) {
     return fe_heap_masked(heap, rank);
@@ -29,8 +28,14 @@ static void forget_steps(ferry_group *g) {
     forget_flights(&g->exchange, 1);
 }
 
+void fe_group_take_map(ferry_group *g, fe_map *map) {
+    fe_map old = g->map;
+    g->map = *map;
+    *map = old;
+}
+
 /* This rank is of the new era, and all who are have come: nothing of theirs is under way. */
-static ferry_status adopt(ferry_group *g, const fe_verdict *v) {
+ferry_status fe_group_adopt(ferry_group *g, const fe_verdict *v) {
     fe_engine *e = &g->engine;
     e->heap.era = v->era;
     take_mask(g, v);
@@ -45,8 +50,7 @@ static ferry_status adopt(ferry_group *g, const fe_verdict *v) {
     return fe_watch_resume(&e->heap) ? FERRY_OK : fe_watch_aborted(&e->heap);
 }
 
-/* After which this rank has no pass under way. One that cannot go on gives up what it waits for. */
-static bool come_to_rest(ferry_group *g) {
+bool fe_group_rest(ferry_group *g) {
     fe_engine *e = &g->engine;
     fe_group_look(g);
     bool hurt = atomic_load(&e->fault.broken) || fe_heap_why(&e->heap, g->rank) != FE_GOES_ON;
@@ -60,7 +64,7 @@ static bool come_to_rest(ferry_group *g) {
 static ferry_status agree_once(ferry_group *g, bool *again) {
     fe_engine *e = &g->engine;
     fe_verdict verdict;
-    bool hurt = come_to_rest(g);
+    bool hurt = fe_group_rest(g);
     if (fe_heap_why(&e->heap, g->rank) == FE_GROUP_ABORTED) return fe_watch_aborted(&e->heap);
     ferry_status status = fe_council_hold(&e->watch, g->wish, hurt, &verdict);
     if (status == FERRY_REFUSED) {
@@ -68,7 +72,7 @@ static ferry_status agree_once(ferry_group *g, bool *again) {
         fe_watch_exclude(&e->heap);
     }
     FE_TRY(status);
-    status = adopt(g, &verdict);
+    status = fe_group_adopt(g, &verdict);
     if (status != FERRY_OK) {
         fe_council_withdraw(&e->heap);
         return status;
@@ -103,8 +107,7 @@ ferry_status ferry_group_mask_set(ferry_group *g, int rank, int masked) {
                        rank);
     if (masked != 0 && masked != 1)
         return fe_fail(FERRY_INVALID, "ferry_group_mask_set: masked is %d, neither 0 nor 1", masked);
-    bool now = fe_heap_masked(&g->engine.heap, rank);
-    g->wish[rank] = (int8_t)(masked == now ? 0 : masked ? 1 : -1);
+    g->wish[rank] = masked ? 1 : -1;
     return FERRY_OK;
 }
 
