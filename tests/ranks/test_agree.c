@@ -275,7 +275,7 @@ static bool quarrelling_rank(rank_env *env) {
     if (env->rank == 0) RANK_OK(env, ferry_group_mask_set(g, 3, 1));
     if (env->rank == 3) RANK_OK(env, ferry_group_mask_set(g, 0, 1));
     if (!ranks_meet(env)) return false;
-    if (env->rank == 1) nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
+    if (env->rank == 1) nap_ms(200);
     if (env->rank == 3) {
         RANK_STATUS(env, FERRY_REFUSED, ferry_group_agree(g, NULL, NULL));
         if (!check_mask(env, g, 1u << 3)) return false;
