@@ -403,8 +403,8 @@ FERRY_API ferry_status ferry_event_create(ferry_group *group, ferry_event **even
 FERRY_API void ferry_event_destroy(ferry_event *event);
 /* The event happens when all calls now on the stream are done (NULL stream: now). Recording again replaces that. */
 FERRY_API ferry_status ferry_event_record(ferry_event *event, ferry_stream *stream);
-/* Later calls on the stream start after the event has happened, which is waited for at most the group's timeout. An event never
- * recorded has happened. */
+/* Later calls on the stream start after the event has happened, which is waited for at most the group's timeout (on the CPU, twice
+ * that while another stream of this rank waits for a rank, so that the error tells which). An event never recorded has happened. */
 FERRY_API ferry_status ferry_stream_wait_event(ferry_stream *stream, ferry_event *event);
 /* Waits on the host, at most the group's timeout. */
 FERRY_API ferry_status ferry_event_sync(ferry_event *event);
