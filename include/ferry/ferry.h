@@ -57,17 +57,15 @@ extern "C" {
 
 typedef enum ferry_status {
     FERRY_OK = 0,
-    FERRY_INVALID = 1, /* an argument is wrong; the call had no effect */
-    FERRY_NOMEM = 2,   /* memory, or room in the symmetric heap, is used up */
-    FERRY_SYSTEM = 3,  /* the operating system refused a call; the sentence has its name and errno */
-    FERRY_TIMEOUT = 4, /* a rank did not arrive before the group's deadline; the sentence names it and the step */
-    FERRY_ABORTED =
-        5, /* ferry_group_abort was called on some rank, one asks for an agreement, or the group failed before */
+    FERRY_INVALID = 1,     /* an argument is wrong; the call had no effect */
+    FERRY_NOMEM = 2,       /* memory, or room in the symmetric heap, is used up */
+    FERRY_SYSTEM = 3,      /* the operating system refused a call; the sentence has its name and errno */
+    FERRY_TIMEOUT = 4,     /* a rank did not arrive before the group's deadline; the sentence names it and the step */
+    FERRY_ABORTED = 5,     /* ferry_group_abort was called, a rank asks for an agreement, or the group failed before */
     FERRY_MISMATCH = 6,    /* ranks disagree: the sentence names the field, the rank and both values */
     FERRY_OVERFLOW = 7,    /* more rows than the stated capacity, under FERRY_OVERFLOW_ERROR */
     FERRY_UNSUPPORTED = 8, /* a valid request that this build or machine cannot serve */
-    FERRY_REFUSED =
-        9 /* the peer is not of this group (wrong secret in the unique id); the others go on without this rank */
+    FERRY_REFUSED = 9 /* not this group's peer (wrong secret in the unique id), or the others go on without this rank */
 } ferry_status;
 
 /* "FERRY_TIMEOUT" and so on; "unknown status" for a number that is none. Never NULL. Any thread. */

@@ -614,7 +614,7 @@ static bool rebalanced_rank(rank_env *env) {
     for (int i = 0; i < 2; i++) {
         const case_data *next = i ? &s->with : &s->without;
         exchange_done(x);
-        wrong.experts++;
+        wrong.hidden += 8;
         RANK_STATUS(env, FERRY_INVALID, ferry_group_reconfigure(x->group, NULL, &wrong));
         cfg.expert_first = next->expert_first;
         cfg.expert_rank = next->expert_rank;
