@@ -118,14 +118,18 @@ static ferry_status get_piece(fe_far *f, int rank, uint64_t at, char *to, size_t
 }
 
 /* By whoever's turn it is. A request that was given up may still lie in its box for the network to read: until its answer has come there
- * is no other. parcel: bytes that it speaks of; NULL: none. */
+ * is no other. */
+static ferry_status await_box(fe_far *f, int rank, int64_t deadline) {
+    awaited before = {.far = f, .rank = rank, .answered = &f->answered[rank], .number = f->asked[rank]};
+    FE_TRY(await(f, &before, deadline, "asking"));
+    return atomic_load(&f->answered[rank]) < f->asked[rank] ? broken(f, rank, "asking") : FERRY_OK;
+}
+
+/* Once the box is free. parcel: bytes that the request speaks of; NULL: none. */
 static ferry_status ask(fe_far *f, int rank, fe_mail *mail, const fe_order *parcel, int64_t deadline, uint64_t *old) {
     const fe_heap *heap = f->heap;
     uint64_t out = fe_room_mail(heap, FE_MAIL_OUT, rank);
     fe_mail *text = fe_post(heap, heap->rank, out);
-    awaited before = {.far = f, .rank = rank, .answered = &f->answered[rank], .number = f->asked[rank]};
-    FE_TRY(await(f, &before, deadline, "asking"));
-    if (atomic_load(&f->answered[rank]) < f->asked[rank]) return broken(f, rank, "asking");
     if (parcel) FE_TRY(submit_put(f, parcel));
     mail->puts = atomic_load(&f->puts[rank]);
     mail->number = ++f->asked[rank];
@@ -167,7 +171,8 @@ ferry_status fe_far_word(fe_far *f, int rank, fe_errand errand, uint64_t at, uin
     int64_t deadline = fe_now_ns() + f->watch->timeout_ns;
     fe_mail mail = {.errand = errand, .at = at, .value = value, .expected = expected};
     FE_TRY(begin_turn(f, rank));
-    ferry_status status = ask(f, rank, &mail, NULL, deadline, old);
+    ferry_status status = await_box(f, rank, deadline);
+    if (status == FERRY_OK) status = ask(f, rank, &mail, NULL, deadline, old);
     end_turn(f, rank);
     return status;
 }
@@ -180,13 +185,11 @@ static ferry_status stow(fe_far *f, int rank, uint64_t at, const char *from, siz
     fe_mail mail = {.errand = FE_STOW, .at = at, .value = bytes};
     fe_order parcel;
     FE_TRY(load_put(f, rank, fe_room_parcel(f->heap, false, f->heap->rank), from, bytes, &parcel));
-    ferry_status status = begin_turn(f, rank);
-    if (status != FERRY_OK) {
-        atomic_store(parcel.done, 0);
-        return status;
-    }
-    status = ask(f, rank, &mail, &parcel, deadline, NULL);
-    end_turn(f, rank);
+    ferry_status turn = begin_turn(f, rank), status = turn;
+    if (status == FERRY_OK) status = await_box(f, rank, deadline);
+    if (status != FERRY_OK) atomic_store(parcel.done, 0); /* it was not sent */
+    if (status == FERRY_OK) status = ask(f, rank, &mail, &parcel, deadline, NULL);
+    if (turn == FERRY_OK) end_turn(f, rank);
     return status;
 }
 
@@ -194,7 +197,8 @@ static ferry_status fetch(fe_far *f, int rank, uint64_t at, char *to, size_t byt
     int64_t deadline = fe_now_ns() + f->watch->timeout_ns;
     fe_mail mail = {.errand = FE_FETCH, .at = at, .value = bytes};
     FE_TRY(begin_turn(f, rank));
-    ferry_status status = ask(f, rank, &mail, NULL, deadline, NULL);
+    ferry_status status = await_box(f, rank, deadline);
+    if (status == FERRY_OK) status = ask(f, rank, &mail, NULL, deadline, NULL);
     if (status == FERRY_OK) status = get_piece(f, rank, fe_room_parcel(f->heap, true, f->heap->rank), to, bytes);
     end_turn(f, rank);
     return status;
