@@ -12,9 +12,6 @@ void fe_calls_note(const fe_heap *heap, uint64_t call);
 /* The log begins anew: nobody waits for this rank. */
 void fe_calls_forget(const fe_heap *heap);
 
-/* A new era: what was called before is forgotten, while nobody compares. */
-void fe_calls_forget(const fe_heap *heap);
-
 /* FERRY_MISMATCH, when this rank and a near one, whose note is missing, have made different calls at the same place; the sentence names
  * the place and both. */
 ferry_status fe_calls_compare(const fe_watch *watch, int rank, const char *step);

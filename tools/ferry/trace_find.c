@@ -43,9 +43,7 @@ static bool keep(fe_trace_groups *found, fe_snap *snap) {
         return g && (stranger || twice);
     }
     g->snap = more;
-    int at = g->count++;
-    for (; at > 0 && more[at - 1].rank > snap->rank; at--) more[at] = more[at - 1];
-    more[at] = *snap;
+    more[g->count++] = *snap;
     return true;
 }
 
@@ -92,13 +90,18 @@ static void drop(fe_trace_group *g) {
     free(g->snap);
 }
 
+static int by_rank(const void *a, const void *b) {
+    const fe_snap *left = a, *right = b;
+    return left->rank - right->rank;
+}
+
 bool fe_trace_find(const char *target, fe_trace_groups *found) {
     *found = (fe_trace_groups){NULL, 0};
     DIR *proc = opendir("/proc");
     bool good = true;
     if (!proc) return true;
     for (struct dirent *e; good && (e = readdir(proc));)
-        if (isdigit((unsigned char)e->d_name[0])) good = look_into(found, atoi(e->d_name));
+        if (isdigit((unsigned char)e->d_name[0])) good = look_into(found, (int)strtol(e->d_name, NULL, 10));
     closedir(proc);
     int kept = 0;
     for (int i = 0; i < found->count; i++) {
@@ -108,6 +111,7 @@ bool fe_trace_find(const char *target, fe_trace_groups *found) {
             drop(&found->group[i]);
     }
     found->count = kept;
+    for (int i = 0; i < kept; i++) qsort(found->group[i].snap, (size_t)found->group[i].count, sizeof(fe_snap), by_rank);
     return good;
 }
 
