@@ -21,7 +21,8 @@
  *    ferry_last_error() gives, in the calling thread, one sentence with rank, value and limit. A call that returns
  *    FERRY_INVALID did nothing: it may be made again with better arguments, and the group is as it was.
  *  - Collectives. Calls marked [collective] are made by every rank of the group, in the same order. The others wait for
- *    a rank that is late, at most the group's timeout, and then return FERRY_TIMEOUT naming it.
+ *    a rank that is late, at most the group's timeout, and then return FERRY_TIMEOUT naming it; or, on the CPU and one host, soon
+ *    FERRY_MISMATCH, when it has made another call instead.
  *  - Threads. A group is used by one thread at a time, except where a call says otherwise. Different groups are
  *    independent: one process may hold many, and several ranks of one group (each in a thread of its own).
  *  - Streams. A call that takes a stream is put at its end and returns at once; its buffers must live until the stream
