@@ -5,7 +5,7 @@
 #   make test     everything: two compilers, sanitizers, fuzzing, 64-bit Arm under emulation, linters, an installed copy
 #   make bench    build/ferry bench, in both modes; bench/README.md tells how to compare with MPI
 #   make gpu      build/gpu: what tests/cuda/run runs on a machine with a GPU; needs nvcc, and can be carried there
-#   make soak     many drawn cases and long fuzzing: hours (SOAK_CASES, SOAK_SECONDS)
+#   make soak     many drawn cases and fault plans, and long fuzzing: hours (SOAK_CASES, SOAK_FAULTS, SOAK_SECONDS)
 #   make install  to PREFIX (/usr/local), below DESTDIR
 #   make deps     installs the Debian packages that `make test` needs; demo and test see to theirs themselves
 #   make clean
@@ -13,6 +13,7 @@
 JOBS         ?= $(shell nproc)
 PREFIX       ?= /usr/local
 SOAK_CASES   ?= 200000
+SOAK_FAULTS  ?= 1000
 SOAK_SECONDS ?= 3600
 
 BUILD_PACKAGES = gcc libc6-dev make cmake libcjson-dev libfabric-dev
@@ -49,6 +50,7 @@ soak: deps
 	cmake -S . -B build -DFERRY_TESTS=ON
 	cmake --build build --parallel $(JOBS)
 	FERRY_TEST_CASES=$(SOAK_CASES) build/tests/test_exchange
+	FERRY_FAULT_RUNS=$(SOAK_FAULTS) build/tests/faults tests/faults/plans
 	cmake -S . -B build/fuzz -DCMAKE_C_COMPILER=clang -DFERRY_TESTS=ON -DFERRY_FUZZ=ON
 	cmake --build build/fuzz --parallel $(JOBS)
 	for target in build/fuzz/tests/fuzz_*; do \

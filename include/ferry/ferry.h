@@ -288,10 +288,13 @@ FERRY_API ferry_status ferry_group_error(ferry_group *group);
  * survivor has taken place on all. Routes made before are refused (FERRY_INVALID) and can only be destroyed; CUDA graphs are captured anew. A
  * step that failed here may have ended well on another rank: repeat it on all.
  *
- * id is NULL on one host. masked: [ranks] out, 1 for each that is masked; or NULL.
+ * On several hosts a host is masked as a whole, since its ranks hand on what the others get: with one rank of it, all. There is no memory that all
+ * could look at, so the ranks that are left meet at an id that one of them has made (ferry_unique_id_create) and sent to the others; ranks of other hosts
+ * are not called, but end their waits by their own deadlines; who has come within a timeout goes on, and the network is opened anew. If a
+ * rank is lost meanwhile the call fails on all, and is made again with another id. On one host id is not looked at, and may be NULL. masked: [ranks] out, 1 for each that is masked; or NULL.
  * FERRY_REFUSED: the others go on without this rank. It may call again, to come back when one of them proposes it
  * (ferry_group_mask_set(group, rank, 0)) and all agree; as long as it is masked its call ends in FERRY_TIMEOUT if nobody holds an agreement.
- * FERRY_TIMEOUT, FERRY_ABORTED (ferry_group_abort is for good), FERRY_UNSUPPORTED (several hosts). */
+ * FERRY_INVALID (several hosts, and no id), FERRY_TIMEOUT, FERRY_ABORTED (ferry_group_abort is for good). */
 FERRY_API ferry_status ferry_group_agree(ferry_group *group, const ferry_unique_id *id, uint8_t *masked);
 
 /* Proposes to mask another rank (1), or to take it back (0), at the next agreement: local, until then nothing changes. One rank's proposal
@@ -300,6 +303,27 @@ FERRY_API ferry_status ferry_group_agree(ferry_group *group, const ferry_unique_
 FERRY_API ferry_status ferry_group_mask_set(ferry_group *group, int rank, int masked);
 /* The mask in force: masked[ranks], 1 for each rank that the group goes on without. */
 FERRY_API ferry_status ferry_group_mask_get(const ferry_group *group, uint8_t *masked);
+
+/* This rank leaves, at the end of a step: nobody need wait for it at an agreement. Waits for its own streams only. Afterwards the group accepts
+ * destroy alone; until then its memory stays where it is. */
+FERRY_API ferry_status ferry_group_leave(ferry_group *group);
+
+/* [collective] with ferry_group_reconfigure of the ranks that are there, which have made a new id (ferry_unique_id_create) for it: a new process
+ * takes the place of rank `rank`, whose process is gone. The others keep their memory, and map this rank's. The user's heap has the
+ * same allocations as theirs, at the same offsets (ferry_heap_offset, ferry_heap_at); what this rank's hold is not defined. cfg: as the others'. One host. FERRY_MISMATCH, FERRY_TIMEOUT, FERRY_REFUSED (the others have met without it), FERRY_INVALID, FERRY_NOMEM,
+ * FERRY_SYSTEM, FERRY_UNSUPPORTED. */
+FERRY_API ferry_status ferry_group_join(const ferry_unique_id *id, int rank, int ranks, const ferry_group_config *cfg,
+                                        ferry_group **group);
+
+/* [collective] A new map of experts (cfg's expert_first and expert_rank; all else must be as it was), and with an id: meets newcomers there.
+ * Called at the end of a step, by every rank that goes on; it ends as an agreement does (ferry_group_agree). The map may have no more
+ * copies of experts, in all and on one rank, than the one that the group was made with; arrays of ferry_group_local_experts end.
+ *
+ * id NULL: the ranks that there are. With an id, made by one of them, each place is waited for, at most the timeout: a rank that is there, or a newcomer
+ * (ferry_group_join), or a masked rank that comes back by this call; but those proposed to be masked (ferry_group_mask_set) stay or become so. Rank 0's place
+ * must be filled. FERRY_INVALID, FERRY_MISMATCH (the maps differ), FERRY_TIMEOUT, FERRY_REFUSED, FERRY_UNSUPPORTED (several hosts). */
+FERRY_API ferry_status ferry_group_reconfigure(ferry_group *group, const ferry_unique_id *id,
+                                               const ferry_group_config *cfg);
 
 FERRY_API int ferry_group_rank(const ferry_group *group);  /* this rank, 0..R-1; -1 for NULL */
 FERRY_API int ferry_group_ranks(const ferry_group *group); /* R; -1 for NULL */
@@ -379,8 +403,8 @@ FERRY_API ferry_status ferry_event_create(ferry_group *group, ferry_event **even
 FERRY_API void ferry_event_destroy(ferry_event *event);
 /* The event happens when all calls now on the stream are done (NULL stream: now). Recording again replaces that. */
 FERRY_API ferry_status ferry_event_record(ferry_event *event, ferry_stream *stream);
-/* Later calls on the stream start after the event has happened, which is waited for at most the group's timeout. An event never
- * recorded has happened. */
+/* Later calls on the stream start after the event has happened, which is waited for at most the group's timeout (on the CPU, twice
+ * that while another stream of this rank waits for a rank, so that the error tells which). An event never recorded has happened. */
 FERRY_API ferry_status ferry_stream_wait_event(ferry_stream *stream, ferry_event *event);
 /* Waits on the host, at most the group's timeout. */
 FERRY_API ferry_status ferry_event_sync(ferry_event *event);
@@ -396,8 +420,12 @@ FERRY_API ferry_status ferry_heap_alloc(ferry_group *group, size_t bytes, void *
 /* [collective] Frees it, after all ranks have come. NULL is allowed. */
 FERRY_API ferry_status ferry_heap_free(ferry_group *group, void *pointer);
 /* Where this rank can load and store the same address of rank `rank`'s heap; NULL when pointer is not in the heap, rank
- * is not of the group, or the rank is far. pointer may point inside an allocation. Any thread. */
+ * is not of the group or masked, or the rank is far. pointer may point inside an allocation. Any thread. */
 FERRY_API void *ferry_heap_ptr(const ferry_group *group, const void *pointer, int rank);
+
+/* The same address as a number that is equal on all ranks, and back: bytes from the beginning of heap_bytes. -1, NULL: not in it. Any thread. */
+FERRY_API int64_t ferry_heap_offset(const ferry_group *group, const void *pointer);
+FERRY_API void *ferry_heap_at(const ferry_group *group, int64_t offset);
 
 /* One-sided operations. `symmetric` addresses are this rank's own addresses in the heap, or in a view of the library's buffers (a
  * dispatch view, ferry_combine_buffer); the operation works on the same offset of rank `rank`'s heap. FERRY_INVALID when a range leaves the heap. Any thread, several at a time.

@@ -27,6 +27,19 @@ ferry_status fe_boot_environment(const fe_launch *launch, int timeout_ms, fe_boo
 #define FE_BOOT_MAX 65536
 ferry_status fe_boot_allgather(fe_boot *boot, const void *mine, void *all, size_t bytes);
 
+/* What a rank says of another, where a group meets again and not all may come. Of itself: FE_SAY_WAIT, it is of the group and is asked. */
+typedef enum fe_say {
+    FE_SAY_WAIT, /* it is waited for */
+    FE_SAY_OUT,  /* it is not, and is refused when it comes */
+    FE_SAY_AWAY, /* the same, unless another rank says ... */
+    FE_SAY_BACK  /* ... that it is to come */
+} fe_say;
+/* The first of a meeting, in place of the first allgather: waits for all who are waited for, or until the first deadline passes. who[ranks]:
+ * 1 for each that has come in time; only those take part in what follows. unit: [ranks] ranks of one number come together, or none of them.
+ * all: zeros of those who have not come. FERRY_REFUSED: this rank is not of those who have. */
+ferry_status fe_boot_muster(fe_boot *boot, const uint8_t *say, const int *unit, const void *mine, uint8_t *who,
+                            void *all, size_t bytes);
+
 /* The numeric address that this rank is reached at by whoever reaches the meeting place; "" where the caller meets by himself. */
 #define FE_BOOT_ADDRESS 64
 void fe_boot_address(const fe_boot *boot, char address[FE_BOOT_ADDRESS]);

@@ -64,6 +64,10 @@ static ferry_status judge_hello(const fe_meeting *m, const fe_hello *h, char sen
                  h->rank, m->library);
         return FERRY_MISMATCH;
     }
+    if (m->absent[h->rank]) {
+        snprintf(sentence, FE_SENTENCE, "rank %d: the other ranks have met without it", h->rank);
+        return FERRY_REFUSED;
+    }
     if (m->guest_of[h->rank]) {
         snprintf(sentence, FE_SENTENCE, "rank %d is taken: another rank says that it is %d of %d", h->rank, h->rank,
                  h->ranks);
@@ -95,19 +99,39 @@ static bool hear_hello(fe_meeting *m, int guest) {
     return say(m, guest, FE_WELCOME, "", 0);
 }
 
-/* A rank that sends nothing to all others: the whole answer is sent in one go, rank by rank. */
-static void answer_all(fe_meeting *m, uint32_t bytes) {
+static fe_guest *guest_of(fe_meeting *m, int rank) {
+    return m->guest_of[rank] ? &m->guest[m->guest_of[rank] - 1] : NULL;
+}
+
+static bool send_zeros(fe_meeting *m, int guest, uint32_t bytes) {
+    static const uint8_t zeros[4096];
+    bool there = true;
+    for (uint32_t n; there && bytes; bytes -= n) {
+        n = bytes < sizeof zeros ? bytes : (uint32_t)sizeof zeros;
+        there = m->send(m->context, guest, zeros, n);
+    }
+    return there;
+}
+
+/* A rank that sends nothing to all others: the whole answer is sent in one go, rank by rank. beside: what comes first, a byte for each rank;
+ * skip: bytes that each has sent before its data. */
+static void answer_all(fe_meeting *m, fe_wire_type type, const uint8_t *beside, uint32_t skip, uint32_t bytes) {
     uint8_t head[FE_WIRE_HEADER + 4];
-    fe_wire_put_head(head, FE_ALL, 4 + (uint32_t)m->ranks * bytes);
+    uint32_t first = beside ? (uint32_t)m->ranks : 0;
+    fe_wire_put_head(head, type, 4 + first + (uint32_t)m->ranks * bytes);
     fe_wire_put_u32(head + FE_WIRE_HEADER, m->round);
     for (int to = m->ranks - 1; to >= 0; to--) { /* as errors: the lowest comes last */
+        if (m->absent[to]) continue;
         int guest = m->guest_of[to] - 1;
-        bool there = m->send(m->context, guest, head, sizeof head);
+        bool there =
+            m->send(m->context, guest, head, sizeof head) && (!beside || m->send(m->context, guest, beside, first));
         for (int from = 0; there && bytes && from < m->ranks; from++)
-            there = m->send(m->context, guest, m->guest[m->guest_of[from] - 1].payload + 4, bytes);
+            there = m->absent[from] ? send_zeros(m, guest, bytes)
+                                    : m->send(m->context, guest, guest_of(m, from)->payload + 4 + skip, bytes);
     }
     for (int r = 0; r < m->ranks; r++) {
-        fe_guest *g = &m->guest[m->guest_of[r] - 1];
+        fe_guest *g = guest_of(m, r);
+        if (!g || m->absent[r]) continue;
         free(g->payload);
         g->payload = NULL;
         g->gathered = false;
@@ -116,14 +140,105 @@ static void answer_all(fe_meeting *m, uint32_t bytes) {
     m->round++;
 }
 
+/* ---- who comes, where not all need ---- */
+
+static uint32_t muster_head(const fe_meeting *m) {
+    return 3 * (uint32_t)m->ranks;
+}
+
+static bool one_unit(const fe_guest *g, int ranks, int a, int b) {
+    const uint8_t *unit = g->payload + 4 + ranks;
+    return unit[2 * a] == unit[2 * b] && unit[2 * a + 1] == unit[2 * b + 1];
+}
+
+/* What is said of each rank, all in all: by those of the group, in ascending order; who is out by then is not asked, and takes its unit
+ * along. */
+static void weigh(fe_meeting *m, uint8_t *said) {
+    memset(said, FE_SAY_WAIT, (size_t)m->ranks);
+    for (int r = 0; r < m->ranks; r++) {
+        const fe_guest *g = guest_of(m, r);
+        if (!g || !g->gathered || g->payload[4 + r] != FE_SAY_WAIT || said[r] == FE_SAY_OUT) continue;
+        for (int other = 0; other < m->ranks; other++) {
+            uint8_t now = g->payload[4 + other];
+            if (now == FE_SAY_OUT || (now == FE_SAY_BACK && said[other] != FE_SAY_OUT) ||
+                (now == FE_SAY_AWAY && said[other] == FE_SAY_WAIT))
+                said[other] = now;
+            for (int r2 = 0; now == FE_SAY_OUT && r2 < m->ranks; r2++)
+                if (one_unit(g, m->ranks, other, r2)) said[r2] = FE_SAY_OUT;
+        }
+    }
+}
+
+/* A unit of which one is missing is missing. Any guest that has gathered knows the units. */
+static void drop_torn(fe_meeting *m, uint8_t *who) {
+    const fe_guest *knows = NULL;
+    uint8_t whole[FERRY_MAX_RANKS];
+    for (int r = 0; r < m->ranks && !knows; r++)
+        if (who[r]) knows = guest_of(m, r);
+    for (int r = 0; r < m->ranks && knows; r++) {
+        whole[r] = 1;
+        for (int other = 0; other < m->ranks; other++)
+            if (!who[other] && one_unit(knows, m->ranks, r, other)) whole[r] = 0;
+    }
+    for (int r = 0; r < m->ranks; r++) who[r] = who[r] && whole[r];
+}
+
+static bool comes(uint8_t said) {
+    return said == FE_SAY_WAIT || said == FE_SAY_BACK;
+}
+
+/* Who has come by now, and may, is of it; the others are sent away. */
+static void call_roll(fe_meeting *m, uint32_t bytes) {
+    uint8_t said[FERRY_MAX_RANKS], who[FERRY_MAX_RANKS];
+    char sentence[FE_SENTENCE];
+    weigh(m, said);
+    m->called = true;
+    for (int r = 0; r < m->ranks; r++) {
+        fe_guest *g = guest_of(m, r);
+        who[r] = g && g->gathered && comes(said[r]);
+    }
+    drop_torn(m, who);
+    for (int r = 0; r < m->ranks; r++) {
+        fe_guest *g = guest_of(m, r);
+        m->absent[r] = !who[r];
+        if (who[r] || !g) continue;
+        snprintf(sentence, sizeof sentence, "rank %d: the other ranks go on without it", r);
+        g->deadline_ns = 0;
+        say_error(m, m->guest_of[r] - 1, FERRY_REFUSED, sentence);
+    }
+    answer_all(m, FE_ROLL, who, muster_head(m), bytes);
+}
+
+static bool hear_muster(fe_meeting *m, int guest, int64_t now) {
+    fe_guest *g = &m->guest[guest];
+    uint8_t said[FERRY_MAX_RANKS];
+    if (g->rank < 0 || g->message.bytes < 4 + muster_head(m) || m->round || m->called ||
+        fe_wire_get_u32(g->payload) != 0 || m->gathers)
+        return false;
+    m->musters = true;
+    g->gathered = true;
+    g->deadline_ns = now + g->timeout_ns;
+    weigh(m, said);
+    for (int r = 0; r < m->ranks; r++) {
+        const fe_guest *other = guest_of(m, r);
+        if (other && other->gathered && other->message.bytes != g->message.bytes) return false;
+        if (comes(said[r]) && !(other && other->gathered)) return true; /* somebody is still to come */
+    }
+    call_roll(m, g->message.bytes - 4 - muster_head(m));
+    return true;
+}
+
 static bool hear_gather(fe_meeting *m, int guest, int64_t now) {
     fe_guest *g = &m->guest[guest];
     if (g->rank < 0 || g->message.bytes < 4 || fe_wire_get_u32(g->payload) != m->round) return false;
+    if (m->absent[g->rank] || (m->musters && !m->called)) return false;
+    m->gathers = true;
     g->gathered = true;
     g->deadline_ns = now + g->timeout_ns;
     if (m->left) mourn(m);
     for (int r = 0; r < m->ranks; r++) {
-        const fe_guest *other = m->guest_of[r] ? &m->guest[m->guest_of[r] - 1] : NULL;
+        const fe_guest *other = guest_of(m, r);
+        if (m->absent[r]) continue;
         if (!other || !other->gathered) return true; /* somebody is still to come */
         if (other->message.bytes == g->message.bytes) continue;
         char sentence[FE_SENTENCE];
@@ -132,7 +247,7 @@ static bool hear_gather(fe_meeting *m, int guest, int64_t now) {
         say_error_to_waiting(m, FERRY_MISMATCH, sentence);
         return true;
     }
-    answer_all(m, g->message.bytes - 4);
+    answer_all(m, FE_ALL, NULL, 0, g->message.bytes - 4);
     return true;
 }
 
@@ -140,6 +255,7 @@ static bool hear_message(fe_meeting *m, int guest, int64_t now) {
     fe_guest *g = &m->guest[guest];
     bool good = g->message.type == FE_HELLO    ? hear_hello(m, guest)
                 : g->message.type == FE_GATHER ? hear_gather(m, guest, now)
+                : g->message.type == FE_MUSTER ? hear_muster(m, guest, now)
                                                : false;
     if (!g->gathered) { /* a contribution is kept until it is answered */
         free(g->payload);
@@ -183,6 +299,7 @@ void fe_meeting_leave(fe_meeting *m, int guest) {
     if (rank < 0) return;
     m->guest_of[rank] = 0;
     m->present--;
+    if (m->absent[rank] || (m->musters && !m->called)) return; /* nobody counts on it */
     if (!m->left) m->left = rank + 1;
     mourn(m);
 }
@@ -192,7 +309,8 @@ static void name_missing(const fe_meeting *m, int64_t timeout_ns, char sentence[
                         (long long)(timeout_ns / 1000000));
     for (int r = 0; r < m->ranks && used < FE_SENTENCE - 32; r++) {
         const fe_guest *g = m->guest_of[r] ? &m->guest[m->guest_of[r] - 1] : NULL;
-        if (!g || !g->gathered) used += snprintf(sentence + used, (size_t)(FE_SENTENCE - used), " rank %d", r);
+        if (!m->absent[r] && (!g || !g->gathered))
+            used += snprintf(sentence + used, (size_t)(FE_SENTENCE - used), " rank %d", r);
     }
 }
 
@@ -218,6 +336,8 @@ int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context,
         if (!g->here || !g->deadline_ns) continue;
         if (now < g->deadline_ns) {
             if (g->deadline_ns < next) next = g->deadline_ns;
+        } else if (g->gathered && m->musters && !m->called) {
+            call_roll(m, g->message.bytes - 4 - muster_head(m));
         } else if (g->gathered) {
             char sentence[FE_SENTENCE];
             name_missing(m, g->timeout_ns, sentence);

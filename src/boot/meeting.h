@@ -29,6 +29,8 @@ typedef struct fe_meeting {
     int present; /* guests that have a rank */
     int left;    /* rank + 1 of one that came and went: without it there will be no group; 0: none did */
     bool begun;  /* somebody had a rank once */
+    bool gathers, musters, called; /* all must come; not all need come; who has come is settled: `absent` has not */
+    bool absent[FERRY_MAX_RANKS];
     int guest_of[FERRY_MAX_RANKS]; /* guest + 1; 0: not here */
     fe_guest guest[FE_GUESTS];
     /* Sends the bytes to a guest; false: it is gone. */

@@ -21,7 +21,7 @@ bool fe_wire_get_head(const uint8_t head[FE_WIRE_HEADER], uint32_t most, fe_wire
     uint32_t kind = fe_wire_get_u32(head + 4), bytes = fe_wire_get_u32(head + 8);
     if (memcmp(head, magic, sizeof magic) != 0 || (kind & 0xffff) != FE_WIRE_VERSION) return false;
     if (fe_wire_get_u32(head + 12) != 0 || bytes > most) return false;
-    if (kind >> 16 < FE_HELLO || kind >> 16 > FE_ERROR) return false;
+    if (kind >> 16 < FE_HELLO || kind >> 16 > FE_ROLL) return false;
     *out = (fe_wire_head){.type = (fe_wire_type)(kind >> 16), .bytes = bytes};
     return true;
 }

@@ -64,11 +64,20 @@ static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
     return FERRY_OK;
 }
 
+/* One that was stopped, and that the others have gone on without, may have read what they have written since. They mark it before they write:
+ * a full fence, so that its reads come before this look. */
+static ferry_status check_reads(const fe_heap *heap, fe_move move) {
+    if (move != FE_MOVE_REDUCE && move != FE_MOVE_COLLECT) return FERRY_OK;
+    fe_link_fence();
+    return fe_heap_why(heap, heap->rank) == FE_MASKED ? fe_watch_aborted(heap) : FERRY_OK;
+}
+
 static ferry_status act(const fe_crew *crew, const fe_pass *pass, fe_step *step) {
     fe_recorder *recorder = crew->engine->watch.recorder;
     FE_TRY(hear_all(crew, pass, &pass->await, step));
     if (pass->await.used) fe_step_pass(recorder, step, FE_STEP_HEARD, fe_step_waited(step));
     ferry_status moved = move(crew, pass);
+    if (moved == FERRY_OK) moved = check_reads(&crew->engine->heap, pass->move);
     /* An overflow is known to all ranks and stops all of them alike: the notes still go out, so that nobody is missed. */
     if (moved != FERRY_OK && moved != FERRY_OVERFLOW) return moved;
     FE_TRY(tell_all(crew->engine, pass, &pass->signal));

@@ -28,7 +28,7 @@ static ferry_status choose_blocks(fe_engine *engine, const struct cudaDeviceProp
                        engine->heap.rank, sharing, (long long)sms, all);
     cuda->blocks = (int)sms;
     size_t most = prop->sharedMemPerBlockOptin - SHARED_REST;
-    int bins = engine->heap.ranks + engine->map->homes;
+    int bins = engine->heap.ranks + engine->homes_most;
     cuda->route_warps = fe_cuda_route_warps(bins, most, &cuda->route_shared);
     if (cuda->route_warps) return FERRY_OK;
     return fe_fail(FERRY_UNSUPPORTED, "rank %d: %d experts and their copies are more than a GPU's shared memory counts",
@@ -42,24 +42,26 @@ static ferry_status upload_tables(fe_engine *engine) {
     const fe_map *map = engine->map;
     const fe_heap *heap = &engine->heap;
     const fe_hosts *hosts = &heap->hosts;
+    const size_t word = sizeof(int32_t), ranks = (size_t)heap->ranks, homes = (size_t)map->homes,
+                 room = (size_t)engine->homes_most * word;
     const struct {
         const void *from;
-        size_t bytes;
-    } parts[] = {{heap->space, (size_t)heap->ranks * sizeof *heap->space},
-                 {map->copy_first, ((size_t)map->experts + 1) * sizeof(int32_t)},
-                 {map->copy, (size_t)map->homes * sizeof(int32_t)},
-                 {map->rank_first, ((size_t)map->ranks + 1) * sizeof(int32_t)},
-                 {map->home_rank, (size_t)map->homes * sizeof(int32_t)},
-                 {map->home_expert, (size_t)map->homes * sizeof(int32_t)},
-                 {fe_cuda_memory_linked(heap), (size_t)heap->ranks},
-                 {cuda->posts, (size_t)heap->ranks * sizeof *cuda->posts},
-                 {hosts->host_of, (size_t)heap->ranks * sizeof(int)},
-                 {hosts->index_of, (size_t)heap->ranks * sizeof(int)},
-                 {hosts->rank_at, (size_t)heap->ranks * sizeof(int)},
-                 {(const void *)heap->masked, (size_t)heap->ranks}};
+        size_t bytes, room;
+    } parts[] = {{heap->space, ranks * sizeof *heap->space, ranks * sizeof *heap->space},
+                 {map->copy_first, ((size_t)map->experts + 1) * word, ((size_t)map->experts + 1) * word},
+                 {map->copy, homes * word, room},
+                 {map->rank_first, (ranks + 1) * word, (ranks + 1) * word},
+                 {map->home_rank, homes * word, room},
+                 {map->home_expert, homes * word, room},
+                 {fe_cuda_memory_linked(heap), ranks, ranks},
+                 {cuda->posts, ranks * sizeof *cuda->posts, ranks * sizeof *cuda->posts},
+                 {hosts->host_of, ranks * sizeof(int), ranks * sizeof(int)},
+                 {hosts->index_of, ranks * sizeof(int), ranks * sizeof(int)},
+                 {hosts->rank_at, ranks * sizeof(int), ranks * sizeof(int)},
+                 {(const void *)heap->masked, ranks, ranks}};
     enum { PARTS = sizeof parts / sizeof *parts };
     size_t at[PARTS + 1] = {0};
-    for (int i = 0; i < PARTS; i++) at[i + 1] = at[i] + (parts[i].bytes + 15) / 16 * 16;
+    for (int i = 0; i < PARTS; i++) at[i + 1] = at[i] + (parts[i].room + 15) / 16 * 16;
     if (!cuda->tables) FE_CUDA_TRY(cudaMalloc(&cuda->tables, at[PARTS]), heap->rank, "taking GPU memory for tables");
     for (int i = 0; i < PARTS; i++)
         FE_CUDA_TRY(cudaMemcpyAsync((char *)cuda->tables + at[i], parts[i].from, parts[i].bytes, cudaMemcpyHostToDevice,
@@ -213,16 +215,29 @@ static ferry_status begin_own(fe_engine *engine) {
     return FERRY_OK;
 }
 
+/* Of this rank's heap, in the post or behind it. */
+static ferry_status clear(fe_engine *engine, size_t offset, size_t bytes) {
+    const fe_heap *heap = &engine->heap;
+    size_t posted = 0;
+    if (fe_heap_staged(heap) && offset < heap->post_bytes)
+        posted = bytes < heap->post_bytes - offset ? bytes : heap->post_bytes - offset;
+    memset(heap->post[heap->rank] + offset, 0, posted);
+    if (posted == bytes) return FERRY_OK;
+    char *rest = heap->space[heap->rank] + offset + posted;
+    return fe_cuda_ok(cudaMemsetAsync(rest, 0, bytes - posted, fe_cuda_of(engine)->stream), heap->rank,
+                      "clearing the heap for a new era");
+}
+
 static ferry_status renew_device(fe_engine *engine, size_t body_bytes) {
     fe_cuda *cuda = fe_cuda_of(engine);
     const fe_heap *heap = &engine->heap;
-    char *space = heap->space[heap->rank];
     FE_TRY(fe_cuda_enter(engine));
     write_mask(engine);
+    for (int r = 0; r < heap->ranks && !fe_heap_staged(heap); r++) cuda->posts[r] = heap->post[r]; /* of newcomers */
     FE_TRY(begin_own(engine));
     FE_TRY(upload_tables(engine));
-    FE_CUDA_TRY(cudaMemsetAsync(space, 0, heap->scratch_at, cuda->stream), heap->rank, "clearing the cells");
-    FE_CUDA_TRY(cudaMemsetAsync(space + heap->body_at, 0, body_bytes, cuda->stream), heap->rank, "clearing counts");
+    FE_TRY(clear(engine, 0, heap->scratch_at));
+    FE_TRY(clear(engine, heap->body_at, body_bytes));
     return fe_cuda_ok(cudaStreamSynchronize(cuda->stream), heap->rank, "beginning anew after an agreement");
 }
 

@@ -281,6 +281,15 @@ static void unmap(fe_heap *heap, int r) {
     }
 }
 
+/* Another process takes its place. */
+static void unmap_peer(fe_heap *heap, int peer) {
+    state *s = heap->memory_state;
+    if (!s->how[peer]) return;
+    unmap(heap, peer);
+    s->sharing -= !s->linked[peer];
+    s->how[peer] = 0;
+}
+
 static void drop(fe_heap *heap) {
     state *s = heap->memory_state;
     for (int r = 0; s && s->how && r < heap->ranks; r++) unmap(heap, r);
@@ -347,7 +356,8 @@ static ferry_status word(const fe_heap *heap, fe_errand errand, uint64_t at, uin
     return status;
 }
 
-const fe_memory fe_cuda_memory = {.make = make, .meet = meet, .map = map, .drop = drop, .copy = copy, .word = word};
+const fe_memory fe_cuda_memory = {
+    .make = make, .meet = meet, .map = map, .unmap = unmap_peer, .drop = drop, .copy = copy, .word = word};
 
 int fe_cuda_memory_device(const fe_heap *heap) {
     return ((const state *)heap->memory_state)->device;

@@ -15,6 +15,7 @@ typedef struct fe_engine {
     fe_far *far; /* NULL: all ranks are near */
     fe_fault fault;
     const fe_map *map;
+    int homes_most;     /* that a map may have */
     int threads;        /* workers of a crew */
     int sms;            /* that a GPU's steps may use; 0: the device decides */
     size_t bench_bytes; /* a worker's workbench: a row as it travels, and its scales */

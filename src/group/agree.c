@@ -2,7 +2,6 @@
  * left behind is forgotten, so that an era begins as a group does. */
 #include "group/counters.h"
 #include "watch/calls.h"
-#include "watch/council.h"
 
 static bool is_masked(const void *heap, int rank) {
     return fe_heap_masked(heap, rank);
@@ -30,13 +29,19 @@ static void forget_steps(ferry_group *g) {
     forget_flights(&g->exchange, 1);
 }
 
+void fe_group_take_map(ferry_group *g, fe_map *map) {
+    fe_map old = g->map;
+    fe_counters_move(g);
+    g->map = *map;
+    *map = old;
+}
+
 /* This rank is of the new era, and all who are have come: nothing of theirs is under way. */
-static ferry_status adopt(ferry_group *g, const fe_verdict *v) {
+ferry_status fe_group_adopt(ferry_group *g, const fe_verdict *v) {
     fe_engine *e = &g->engine;
     e->heap.era = v->era;
     take_mask(g, v);
     forget_steps(g);
-    fe_calls_forget(&e->heap);
     FE_TRY(fe_heap_follow(&e->heap, &v->story));
     FE_TRY(e->device->renew(e, g->body.small_bytes));
     for (int r = 0; r < g->ranks; r++)
@@ -44,12 +49,12 @@ static ferry_status adopt(ferry_group *g, const fe_verdict *v) {
     atomic_store(&fe_heap_control(&e->heap, g->rank)->failed, 0);
     fe_recorder_renew(e->watch.recorder, &e->heap);
     fe_calls_forget(&e->heap);
+    atomic_store(&fe_heap_control(&e->heap, g->rank)->lost, 0);
     fe_fault_clear(&e->fault);
     return fe_watch_resume(&e->heap) ? FERRY_OK : fe_watch_aborted(&e->heap);
 }
 
-/* After which this rank has no pass under way. One that cannot go on gives up what it waits for. */
-static bool come_to_rest(ferry_group *g) {
+bool fe_group_rest(ferry_group *g) {
     fe_engine *e = &g->engine;
     fe_group_look(g);
     bool hurt = atomic_load(&e->fault.broken) || fe_heap_why(&e->heap, g->rank) != FE_GOES_ON;
@@ -59,19 +64,24 @@ static bool come_to_rest(ferry_group *g) {
     return hurt || atomic_load(&e->fault.broken);
 }
 
+void fe_group_exclude(ferry_group *g) {
+    atomic_store_explicit(&g->engine.heap.masked[g->rank], 1, memory_order_relaxed);
+    fe_watch_exclude(&g->engine.heap);
+}
+
 /* One agreement. *again: it holds, but a rank was lost before all had begun the era. */
 static ferry_status agree_once(ferry_group *g, bool *again) {
     fe_engine *e = &g->engine;
     fe_verdict verdict;
-    bool hurt = come_to_rest(g);
+    bool hurt = fe_group_rest(g);
     if (fe_heap_why(&e->heap, g->rank) == FE_GROUP_ABORTED) return fe_watch_aborted(&e->heap);
     ferry_status status = fe_council_hold(&e->watch, g->wish, hurt, &verdict);
     if (status == FERRY_REFUSED) {
         take_mask(g, &verdict);
-        fe_watch_exclude(&e->heap);
+        fe_group_exclude(g);
     }
     FE_TRY(status);
-    status = adopt(g, &verdict);
+    status = fe_group_adopt(g, &verdict);
     if (status != FERRY_OK) {
         fe_council_withdraw(&e->heap);
         return status;
@@ -81,18 +91,25 @@ static ferry_status agree_once(ferry_group *g, bool *again) {
     return status;
 }
 
-ferry_status ferry_group_agree(ferry_group *g, const ferry_unique_id *id, uint8_t *masked) {
-    FE_TRY(fe_group_check(g, "ferry_group_agree"));
-    (void)id;
-    if (g->engine.heap.hosts.count > 1)
-        return fe_fail(FERRY_UNSUPPORTED, "ferry_group_agree: the group is on %d hosts", g->engine.heap.hosts.count);
-    bool again = true;
+/* On one host. Each round is without a rank more. */
+static ferry_status agree_here(ferry_group *g) {
     ferry_status status = FERRY_OK;
-    for (int round = 0; again && round <= g->ranks; round++) { /* each is without a rank more */
+    bool again = true;
+    for (int round = 0; again && round <= g->ranks; round++) {
         again = false;
         status = agree_once(g, &again);
         if (again) fe_fault_note(&g->engine.fault, status, true);
     }
+    return status;
+}
+
+ferry_status ferry_group_agree(ferry_group *g, const ferry_unique_id *id, uint8_t *masked) {
+    FE_TRY(fe_group_check(g, "ferry_group_agree"));
+    bool far = g->engine.heap.hosts.count > 1;
+    if (far && !id)
+        return fe_fail(FERRY_INVALID, "ferry_group_agree: the group is on %d hosts, and the unique id is NULL",
+                       g->engine.heap.hosts.count);
+    ferry_status status = far ? fe_group_agree_at(g, id) : agree_here(g);
     if (status != FERRY_OK && status != FERRY_REFUSED) fe_fault_note(&g->engine.fault, status, true);
     return status == FERRY_OK && masked ? ferry_group_mask_get(g, masked) : status;
 }
@@ -106,8 +123,7 @@ ferry_status ferry_group_mask_set(ferry_group *g, int rank, int masked) {
                        rank);
     if (masked != 0 && masked != 1)
         return fe_fail(FERRY_INVALID, "ferry_group_mask_set: masked is %d, neither 0 nor 1", masked);
-    bool now = fe_heap_masked(&g->engine.heap, rank);
-    g->wish[rank] = (int8_t)(masked == now ? 0 : masked ? 1 : -1);
+    g->wish[rank] = masked ? 1 : -1;
     return FERRY_OK;
 }
 

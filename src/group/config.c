@@ -92,15 +92,37 @@ static int64_t field_of(const digest *d, size_t i) {
     return value;
 }
 
-ferry_status fe_config_agree(const ferry_group_config *cfg, fe_boot *boot, int rank, int ranks) {
+static ferry_status compare(const digest *all, int r, int first) {
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (field_of(&all[r], i) != field_of(&all[first], i))
+            return fe_fail(FERRY_MISMATCH, "group config: %s is %lld on rank %d, %lld on rank %d", fields[i].name,
+                           (long long)field_of(&all[r], i), r, (long long)field_of(&all[first], i), first);
+    return FERRY_OK;
+}
+
+ferry_status fe_config_agree(const ferry_group_config *cfg, fe_boot *boot, int rank, int ranks, const uint8_t *who) {
     digest mine = digest_of(cfg), *all = calloc((size_t)ranks, sizeof *all);
     if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", rank, ranks);
     ferry_status status = fe_boot_allgather(boot, &mine, all, sizeof mine);
-    for (int r = 1; status == FERRY_OK && r < ranks; r++)
-        for (size_t i = 0; status == FERRY_OK && i < sizeof fields / sizeof *fields; i++)
-            if (field_of(&all[r], i) != field_of(&all[0], i))
-                status = fe_fail(FERRY_MISMATCH, "group config: %s is %lld on rank %d, %lld on rank 0", fields[i].name,
-                                 (long long)field_of(&all[r], i), r, (long long)field_of(&all[0], i));
+    int first = 0;
+    while (who && !who[first]) first++; /* this rank is there at least */
+    for (int r = first; status == FERRY_OK && r < ranks; r++)
+        if (!who || who[r]) status = compare(all, r, first);
     free(all);
     return status;
+}
+
+ferry_status fe_config_same(const ferry_group_config *now, const ferry_group_config *wanted) {
+    digest a = digest_of(now), b = digest_of(wanted);
+    a.copies = b.copies, a.map = b.map;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (field_of(&a, i) != field_of(&b, i))
+            return fe_fail(FERRY_INVALID, "group config: %s is %lld, and was %lld when the group was made",
+                           fields[i].name, (long long)field_of(&b, i), (long long)field_of(&a, i));
+    return FERRY_OK;
+}
+
+uint64_t fe_config_hash(const ferry_group_config *cfg) {
+    digest d = digest_of(cfg);
+    return (uint64_t)d.map;
 }

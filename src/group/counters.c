@@ -17,7 +17,7 @@ struct fe_counted {
 };
 
 ferry_status fe_counters_open(ferry_group *g) {
-    size_t local = (size_t)fe_map_local(&g->map, g->rank) + 1; /* never 0 */
+    size_t local = (size_t)g->map.most_local + 1; /* never 0; a later map has no more */
     g->counted = calloc(1, sizeof *g->counted);
     if (!g->counted) return fe_fail(FERRY_NOMEM, "rank %d: no memory for counters", g->rank);
     g->counted->peer = calloc((size_t)g->ranks, sizeof *g->counted->peer);
@@ -53,6 +53,11 @@ void fe_counters_leave(ferry_group *g, fe_tally *tally) {
         *at = tally->next;
         break;
     }
+}
+
+void fe_counters_move(ferry_group *g) {
+    for (fe_tally *t = g->counted->tallies; t; t = t->next) atomic_store_explicit(&t->arrived, 0, memory_order_relaxed);
+    memset(g->counted->left, 0, ((size_t)g->map.most_local + 1) * sizeof *g->counted->left);
 }
 
 void fe_counters_keep(ferry_group *g) {

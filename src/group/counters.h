@@ -12,6 +12,9 @@ void fe_counters_close(ferry_group *group);
 void fe_counters_join(ferry_group *group, fe_tally *tally);
 void fe_counters_leave(ferry_group *group, fe_tally *tally);
 
+/* The map of experts changes: what was counted for each is of no use any more. Before it does. */
+void fe_counters_move(ferry_group *group);
+
 /* An era is over, and steps will be numbered from 0 again. */
 void fe_counters_keep(ferry_group *group);
 

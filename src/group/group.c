@@ -61,7 +61,7 @@ static ferry_status find_threads(ferry_group *g, int64_t *threads) {
 }
 
 /* What needs nobody else, once the heap is there. */
-static ferry_status settle_in(ferry_group *g) {
+ferry_status fe_group_settle_in(ferry_group *g) {
     fe_engine *e = &g->engine;
     int64_t threads;
     FE_TRY(fe_watch_init(&e->watch, &e->heap, g->config.timeout_ms));
@@ -86,7 +86,7 @@ static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
     e->heap.body_post = g->body.post_bytes;
     FE_TRY(fe_heap_create(boot, g->body.bytes, (size_t)g->config.heap_bytes, &e->heap));
     fe_body_move(&g->body, e->heap.body_at);
-    ferry_status status = settle_in(g);
+    ferry_status status = fe_group_settle_in(g);
     if (e->heap.hosts.count > 1) { /* the others meet here, whatever went wrong on this rank */
         FE_TRY(fe_far_open(boot, &e->heap, &e->watch, status, &e->far));
         e->watch.trouble = fe_far_trouble;
@@ -113,11 +113,8 @@ static ferry_status find_hosts(ferry_group *g, fe_boot *boot) {
     return fe_body_lay_out(&g->config, &g->map, e->heap.hosts.count, &g->body);
 }
 
-static ferry_status build(ferry_group *g, fe_boot *boot, const ferry_group_config *cfg) {
-    FE_TRY(fe_config_agree(cfg, boot, g->rank, g->ranks));
-    FE_TRY(find_hosts(g, boot));
-    ferry_status status = open_engine(g, boot);
-    /* The last word: a rank that could not open its device tells the others now, not by its absence later. */
+/* A rank that could not open its device, say, tells the others now, not by its absence later. */
+ferry_status fe_group_last_word(const ferry_group *g, fe_boot *boot, ferry_status status) {
     int32_t mine = status, *all = calloc((size_t)g->ranks, sizeof *all);
     char sentence[FE_SENTENCE] = "";
     if (status != FERRY_OK) memcpy(sentence, ferry_last_error(), strlen(ferry_last_error()) + 1);
@@ -127,15 +124,21 @@ static ferry_status build(ferry_group *g, fe_boot *boot, const ferry_group_confi
         if (all[r] != FERRY_OK)
             status = r == g->rank ? fe_fail_again(mine, sentence)
                                   : fe_fail((ferry_status)all[r], "rank %d could not finish making the group", r);
-    if (mine != FERRY_OK && status != FERRY_OK) fe_fail_again(mine, sentence);
     free(all);
-    if (mine != FERRY_OK || status != FERRY_OK) return mine != FERRY_OK ? (ferry_status)mine : status;
+    return mine != FERRY_OK ? fe_fail_again(mine, sentence) : status;
+}
+
+static ferry_status build(ferry_group *g, fe_boot *boot, const ferry_group_config *cfg) {
+    FE_TRY(fe_config_agree(cfg, boot, g->rank, g->ranks, NULL));
+    FE_TRY(find_hosts(g, boot));
+    ferry_status status = open_engine(g, boot);
+    FE_TRY(fe_group_last_word(g, boot, status));
     fe_heap_reach(&g->engine.heap, 0, g->engine.heap.body_at + g->body.small_bytes);
     return each_buffer(g, fe_heap_reach);
 }
 
 /* Everything that can be found wrong without the others. */
-static ferry_status prepare(const ferry_group_config *cfg, int rank, int ranks, ferry_group **group) {
+ferry_status fe_group_prepare(const ferry_group_config *cfg, int rank, int ranks, ferry_group **group) {
     FE_TRY(fe_config_check(cfg));
     if (!group) return fe_fail(FERRY_INVALID, "group is NULL");
     if (ranks < 1 || ranks > FERRY_MAX_RANKS)
@@ -164,6 +167,8 @@ static ferry_status prepare(const ferry_group_config *cfg, int rank, int ranks, 
     if (status == FERRY_OK && !cfg->timeout_ms) g->config.timeout_ms = (int)timeout;
     if (status == FERRY_OK) status = fe_map_create(cfg->experts, ranks, cfg->expert_first, cfg->expert_rank, &g->map);
     if (status == FERRY_OK) status = fe_body_lay_out(&g->config, &g->map, 1, &g->body);
+    g->room.homes = g->engine.homes_most = g->map.homes;
+    g->room.most_local = g->map.most_local;
     if (status == FERRY_OK) status = fe_counters_open(g);
     if (status != FERRY_OK) {
         ferry_group_destroy(g);
@@ -193,7 +198,7 @@ ferry_status ferry_group_create(const ferry_unique_id *id, int rank, int ranks, 
     fe_boot *boot;
     if (!id) return fe_fail(FERRY_INVALID, "the unique id is NULL");
     if (!group) return fe_fail(FERRY_INVALID, "group is NULL");
-    FE_TRY(prepare(cfg, rank, ranks, &g));
+    FE_TRY(fe_group_prepare(cfg, rank, ranks, &g));
     ferry_status status = fe_boot_join(id, rank, ranks, g->config.timeout_ms, &boot);
     if (status == FERRY_OK) return finish(g, boot, cfg, group);
     ferry_group_destroy(g);
@@ -206,7 +211,7 @@ ferry_status ferry_group_create_with(ferry_allgather_fn allgather, void *context
     fe_boot *boot;
     if (!allgather) return fe_fail(FERRY_INVALID, "allgather is NULL");
     if (!group) return fe_fail(FERRY_INVALID, "group is NULL");
-    FE_TRY(prepare(cfg, rank, ranks, &g));
+    FE_TRY(fe_group_prepare(cfg, rank, ranks, &g));
     ferry_status status = fe_boot_callback(allgather, context, rank, ranks, &boot);
     if (status == FERRY_OK) return finish(g, boot, cfg, group);
     ferry_group_destroy(g);
@@ -220,7 +225,7 @@ ferry_status ferry_group_create_env(const ferry_group_config *cfg, ferry_group *
     if (!group) return fe_fail(FERRY_INVALID, "group is NULL");
     FE_TRY(fe_config_check(cfg));
     FE_TRY(fe_launch_read(&launch));
-    FE_TRY(prepare(cfg, launch.rank, launch.ranks, &g));
+    FE_TRY(fe_group_prepare(cfg, launch.rank, launch.ranks, &g));
     ferry_status status = fe_boot_environment(&launch, g->config.timeout_ms, &boot);
     if (status == FERRY_OK) return finish(g, boot, cfg, group);
     ferry_group_destroy(g);
@@ -230,7 +235,7 @@ ferry_status ferry_group_create_env(const ferry_group_config *cfg, ferry_group *
 ferry_status ferry_group_bytes(const ferry_group_config *cfg, int ranks, int64_t *bytes) {
     ferry_group *g;
     if (!bytes) return fe_fail(FERRY_INVALID, "bytes is NULL");
-    FE_TRY(prepare(cfg, 0, ranks, &g));
+    FE_TRY(fe_group_prepare(cfg, 0, ranks, &g));
     *bytes = (int64_t)fe_heap_bytes(ranks, fe_recorder_bytes(ranks), fe_room_bytes(&g->engine.heap), g->body.bytes,
                                     (size_t)cfg->heap_bytes);
     ferry_group_destroy(g);

@@ -4,6 +4,7 @@
 
 #include "device/record.h"
 #include "group/body.h"
+#include "watch/council.h"
 
 /* One of the two steps that may be in flight: where its second half's work is kept until it is asked for. */
 typedef struct fe_flight {
@@ -24,6 +25,9 @@ struct ferry_group {
     ferry_group_config config; /* expert_first and expert_rank are not kept: map has them */
     fe_map map;
     fe_body body;
+    struct {
+        int homes, most_local;
+    } room; /* that a map may need: the group's memory is laid out for it */
     uint64_t meets, routes,
         exchanges; /* steps so far of that kind; equal on all ranks. exchanges: routes that exchange counts */
     uint64_t dispatches, combines;
@@ -49,6 +53,24 @@ void fe_group_look(ferry_group *group);
 
 /* "barrier", "allgather" and so on: the meetings of meet.c by their numbers. */
 const char *fe_meeting_name(uint64_t kind);
+
+/* Making, and meeting again. prepare: everything that can be found wrong without the others. settle_in: what needs nobody else, once the heap
+ * is there. last_word: [collective over boot] whether all are well; this rank's own failure is returned with its sentence. */
+ferry_status fe_group_prepare(const ferry_group_config *cfg, int rank, int ranks, ferry_group **group);
+ferry_status fe_group_settle_in(ferry_group *group);
+ferry_status fe_group_last_word(const ferry_group *group, fe_boot *boot, ferry_status status);
+/* No pass of this rank is under way afterwards. One that cannot go on, of which it tells, gives up what it waits for. */
+bool fe_group_rest(ferry_group *group);
+/* Begins the verdict's era. */
+ferry_status fe_group_adopt(ferry_group *group, const fe_verdict *verdict);
+/* The others go on without this rank. */
+void fe_group_exclude(ferry_group *group);
+/* The agreement of several hosts, at the id's hub. */
+ferry_status fe_group_agree_at(ferry_group *group, const ferry_unique_id *id);
+/* This map from the next era on. *map gets the one that there was. */
+void fe_group_take_map(ferry_group *group, fe_map *map);
+/* All-gather of the ranks that are not masked, in this thread. */
+ferry_status fe_group_gather(ferry_group *group, const void *mine, void *all, size_t bytes);
 
 /* Keeps order between streams: what `flight` last did on another stream is over before `stream` (or, NULL, this thread) goes on. */
 ferry_status fe_flight_await(ferry_group *group, fe_flight *flight, ferry_stream *stream);

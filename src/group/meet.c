@@ -98,6 +98,11 @@ ferry_status ferry_allgather(ferry_group *g, const void *mine, void *all, size_t
     return call_meeting(g, &m, stream);
 }
 
+ferry_status fe_group_gather(ferry_group *g, const void *mine, void *all, size_t bytes) {
+    meeting m = {.kind = MEET_GATHER, .mine = mine, .all = all, .bytes = bytes};
+    return call_meeting(g, &m, NULL);
+}
+
 ferry_status ferry_broadcast(ferry_group *g, void *buffer, size_t bytes, int root, ferry_stream *stream) {
     FE_TRY(fe_group_check(g, "ferry_broadcast"));
     if (bytes && !buffer) return fe_fail(FERRY_INVALID, "ferry_broadcast: buffer is NULL");

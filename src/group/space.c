@@ -34,6 +34,18 @@ void *ferry_heap_ptr(const ferry_group *g, const void *pointer, int rank) {
     return offset < (int64_t)heap->body_at ? NULL : fe_near(heap, rank, (uint64_t)offset);
 }
 
+int64_t ferry_heap_offset(const ferry_group *g, const void *pointer) {
+    if (!g || !pointer) return -1;
+    const fe_heap *heap = &g->engine.heap;
+    int64_t at = fe_heap_offset(heap, pointer, 1) - (int64_t)heap->user_at;
+    return at < 0 || at >= g->config.heap_bytes ? -1 : at;
+}
+
+void *ferry_heap_at(const ferry_group *g, int64_t offset) {
+    if (!g || offset < 0 || offset >= g->config.heap_bytes) return NULL;
+    return fe_near(&g->engine.heap, g->rank, g->engine.heap.user_at + (uint64_t)offset);
+}
+
 ferry_status ferry_group_device(ferry_group *g, ferry_device_group *handle) {
     FE_TRY(fe_group_check(g, "ferry_group_device"));
     FE_CHECK_STRUCT(handle, FERRY_MAGIC_DEVICE_GROUP, "device group");

@@ -119,3 +119,41 @@ size_t fe_heap_largest(const fe_heap *heap) {
         if (!heap->block[i].used && heap->block[i].bytes > largest) largest = heap->block[i].bytes;
     return largest;
 }
+
+/* ---- to a newcomer ---- */
+
+#define BLOCKS_AT_ONCE 128
+
+typedef struct told {
+    uint64_t offset, bytes, used;
+} told;
+
+static void fill_told(const fe_heap *heap, size_t at, told *page) {
+    memset(page, 0, BLOCKS_AT_ONCE * sizeof *page);
+    for (size_t i = 0; i < BLOCKS_AT_ONCE && at + i < heap->blocks; i++) {
+        const fe_block *b = &heap->block[at + i];
+        page[i] = (told){.offset = b->offset, .bytes = b->bytes, .used = b->used};
+    }
+}
+
+static ferry_status take_told(fe_heap *heap, size_t at, size_t blocks, const told *page) {
+    heap->blocks = at;
+    for (size_t i = 0; i < BLOCKS_AT_ONCE && at + i < blocks; i++) {
+        FE_TRY(fe_heap_reserve(heap));
+        heap->block[heap->blocks++] =
+            (fe_block){.offset = (size_t)page[i].offset, .bytes = (size_t)page[i].bytes, .used = page[i].used != 0};
+    }
+    return FERRY_OK;
+}
+
+ferry_status fe_heap_tell_blocks(fe_boot *boot, fe_heap *heap, int from, size_t blocks, bool mine_too) {
+    told page[BLOCKS_AT_ONCE], *all = calloc((size_t)heap->ranks, sizeof page);
+    ferry_status status = all ? FERRY_OK : fe_fail(FERRY_NOMEM, "rank %d: no memory for lists of blocks", heap->rank);
+    for (size_t at = 0; status == FERRY_OK && at < blocks; at += BLOCKS_AT_ONCE) {
+        fill_told(heap, at, page);
+        status = fe_boot_allgather(boot, page, all, sizeof page);
+        if (status == FERRY_OK && mine_too) status = take_told(heap, at, blocks, all + (size_t)from * BLOCKS_AT_ONCE);
+    }
+    free(all);
+    return status;
+}

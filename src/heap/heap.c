@@ -13,7 +13,7 @@
 
 /* What each rank tells the others about its memory. */
 typedef struct introduction {
-    uint64_t bytes, nonce;
+    uint64_t bytes, nonce, group; /* group: 0 before it has a name */
     int32_t pid, fd;
     fe_card card;
 } introduction;
@@ -50,7 +50,7 @@ static void find_post(fe_heap *heap, int rank, const fe_mapping *mapping) {
 
 /* Once the rank's space is made or mapped. */
 static void find_rest(fe_heap *heap, int rank) {
-    if (!heap->post[rank]) heap->post[rank] = heap->space[rank];
+    if (heap->memory && !heap->space_at) heap->post[rank] = heap->space[rank];
 }
 
 static ferry_status make_own(fe_heap *heap) {
@@ -137,7 +137,16 @@ static ferry_status map_process(fe_heap *heap, int peer, const introduction *the
     return status;
 }
 
+/* Of whoever had the place before. */
+static void unmap_peer(fe_heap *heap, int peer) {
+    if (heap->memory && heap->space[peer]) heap->memory->unmap(heap, peer);
+    fe_mapping_drop(heap->mapping[peer]);
+    heap->mapping[peer] = NULL;
+    heap->base[peer] = heap->space[peer] = NULL;
+}
+
 static ferry_status map_peer(fe_heap *heap, int peer, const introduction *theirs) {
+    unmap_peer(heap, peer);
     if (theirs->bytes != heap->bytes)
         return fe_fail(FERRY_MISMATCH, "rank %d has a heap of %llu bytes, rank %d one of %zu", peer,
                        (unsigned long long)theirs->bytes, heap->rank, heap->bytes);
@@ -156,16 +165,23 @@ static ferry_status map_peer(fe_heap *heap, int peer, const introduction *theirs
     return FERRY_OK;
 }
 
-static ferry_status map_all(fe_heap *heap, fe_boot *boot, const fe_card *card) {
-    introduction mine = {
-        .bytes = heap->bytes, .nonce = heap->nonce, .pid = (int32_t)getpid(), .fd = heap->fd, .card = *card};
+/* who, fresh: see fe_heap_admit; NULL: all are there, and new. */
+static ferry_status map_all(fe_heap *heap, fe_boot *boot, const uint8_t *who, const uint8_t *fresh) {
+    introduction mine = {.bytes = heap->bytes,
+                         .nonce = heap->nonce,
+                         .pid = (int32_t)getpid(),
+                         .fd = heap->fd,
+                         .group = heap->group,
+                         .card = heap->card};
     introduction *all = calloc((size_t)heap->ranks, sizeof *all);
     if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", heap->rank, heap->ranks);
     ferry_status status = fe_boot_allgather(boot, &mine, all, sizeof mine);
     for (int peer = 0; status == FERRY_OK && peer < heap->ranks; peer++)
-        if (peer != heap->rank) status = map_peer(heap, peer, &all[peer]);
+        if (peer != heap->rank && (!who || (who[peer] && (fresh[peer] || fresh[heap->rank]))))
+            status = map_peer(heap, peer, &all[peer]);
     heap->near_ranks = heap->hosts.on_machine;
-    heap->group = all[0].nonce;
+    for (int r = heap->ranks - 1; r >= 0; r--) /* the name that the group has, or gets */
+        if (!who || (who[r] && !fresh[r])) heap->group = who ? all[r].group : all[r].nonce;
     free(all);
     return status;
 }
@@ -187,7 +203,7 @@ static ferry_status agree(const fe_heap *heap, fe_boot *boot, ferry_status mine)
 }
 
 /* This rank's own part: tables, the memfd, the space. */
-static ferry_status make_all(fe_heap *heap, fe_card *card) {
+static ferry_status make_all(fe_heap *heap) {
     heap->base = calloc((size_t)heap->ranks, sizeof *heap->base);
     heap->space = calloc((size_t)heap->ranks, sizeof *heap->space);
     heap->post = calloc((size_t)heap->ranks, sizeof *heap->post);
@@ -201,19 +217,29 @@ static ferry_status make_all(fe_heap *heap, fe_card *card) {
     heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
     fe_heap_begin(heap);
     FE_TRY(make_own(heap));
-    if (heap->memory) FE_TRY(heap->memory->make(heap, card));
+    if (heap->memory) FE_TRY(heap->memory->make(heap, &heap->card));
     find_rest(heap, heap->rank);
     return FERRY_OK;
 }
 
 ferry_status fe_heap_create(fe_boot *boot, size_t body_bytes, size_t user_bytes, fe_heap *heap) {
-    fe_card card = {{0}};
     lay_out(heap, body_bytes, user_bytes);
-    FE_TRY(agree(heap, boot, make_all(heap, &card)));
-    FE_TRY(agree(heap, boot, map_all(heap, boot, &card)));
+    FE_TRY(agree(heap, boot, make_all(heap)));
+    FE_TRY(agree(heap, boot, map_all(heap, boot, NULL, NULL)));
     fe_log(FE_INFO, FE_HEAP, "rank %d: space of %zu bytes, %zu for the user, host %d of %d", heap->rank,
            heap->space_bytes, heap->user_bytes, heap->hosts.mine, heap->hosts.count);
     return FERRY_OK;
+}
+
+ferry_status fe_heap_make(size_t body_bytes, size_t user_bytes, fe_heap *heap) {
+    lay_out(heap, body_bytes, user_bytes);
+    return make_all(heap);
+}
+
+ferry_status fe_heap_admit(fe_boot *boot, fe_heap *heap, const uint8_t *who, const uint8_t *fresh,
+                           ferry_status before) {
+    FE_TRY(agree(heap, boot, before));
+    return agree(heap, boot, map_all(heap, boot, who, fresh));
 }
 
 void fe_heap_destroy(fe_heap *heap) {

@@ -74,6 +74,8 @@ typedef struct fe_memory {
     void (*meet)(fe_heap *heap, int peer, const fe_card *card);
     /* Sets heap->space[peer]. pid: the peer's; its memory is in this very process when that is ours. */
     ferry_status (*map)(fe_heap *heap, int peer, int pid, const fe_card *card);
+    /* Lets go of heap->space[peer]. */
+    void (*unmap)(fe_heap *heap, int peer);
     void (*drop)(fe_heap *heap);
     /* Any thread, at once, for other hosts' sake. Bytes between memory of any kind. */
     ferry_status (*copy)(const fe_heap *heap, void *to, const void *from, size_t bytes);
@@ -100,6 +102,7 @@ struct fe_heap {
     const fe_memory *memory; /* NULL: the space is in the memfd */
     void *memory_state;
     int fd;
+    fe_card card; /* of the space */
     fe_block *block;
     size_t blocks, block_room;
     fe_story story;          /* of what was allocated and freed */
@@ -110,6 +113,13 @@ struct fe_heap {
 /* [collective over boot] Makes this rank's memory and maps the others'. Set before: rank, ranks, hosts, recorder_bytes, far_bytes, body_post,
  * memory, memory_state; fd -1. */
 ferry_status fe_heap_create(fe_boot *boot, size_t body_bytes, size_t user_bytes, fe_heap *heap);
+/* The same, where a group meets again. fe_heap_make: the part of a newcomer that needs nobody else, with the same lengths as the others
+ * have. fe_heap_admit: [collective over boot] of the ranks that came (`who`): maps newcomers (`fresh`), who map all. before: what has
+ * failed on this rank already, of which the others hear. */
+ferry_status fe_heap_make(size_t body_bytes, size_t user_bytes, fe_heap *heap);
+ferry_status fe_heap_admit(fe_boot *boot, fe_heap *heap, const uint8_t *who, const uint8_t *fresh, ferry_status before);
+/* [collective over boot] The list of blocks of rank `from`, which has `blocks` of them, to the newcomers. */
+ferry_status fe_heap_tell_blocks(fe_boot *boot, fe_heap *heap, int from, size_t blocks, bool mine_too);
 /* Touches this rank's pages of the space from `offset` on; and, when all ranks have done so, enters the others' into this process's page
  * table. Of memory that is not the host's nothing is to be touched. */
 void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes);
@@ -165,6 +175,11 @@ static inline fe_why fe_heap_why(const fe_heap *heap, int rank) {
 /* Is the group going on without it? It is not heard, nothing is said to it, and its memory is left alone. */
 static inline bool fe_heap_masked(const fe_heap *heap, int rank) {
     return heap->masked && atomic_load_explicit(&heap->masked[rank], memory_order_relaxed);
+}
+
+/* Of several hosts one goes as a whole: its ranks are each other's gateways. */
+static inline bool fe_heap_host_masked(const fe_heap *heap, int host) {
+    return fe_heap_masked(heap, fe_hosts_rank(&heap->hosts, host, 0));
 }
 
 /* Ranks whose memory steps read and write. */

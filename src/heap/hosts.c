@@ -132,6 +132,17 @@ ferry_status fe_hosts_find(fe_boot *boot, int rank, int ranks, fe_hosts *h) {
     return own == FERRY_OK ? status : fe_fail_again(own, sentence);
 }
 
+ferry_status fe_hosts_single(int rank, int ranks, fe_hosts *h) {
+    *h = (fe_hosts){.count = 1, .each = ranks, .index = rank, .on_machine = ranks, .one_machine = true};
+    h->host_of = calloc((size_t)ranks, sizeof *h->host_of);
+    h->index_of = calloc((size_t)ranks, sizeof *h->index_of);
+    h->rank_at = calloc((size_t)ranks, sizeof *h->rank_at);
+    if (!h->host_of || !h->index_of || !h->rank_at)
+        return fe_fail(FERRY_NOMEM, "rank %d: no memory for the places of %d ranks", rank, ranks);
+    for (int r = 0; r < ranks; r++) h->index_of[r] = h->rank_at[r] = r;
+    return FERRY_OK;
+}
+
 void fe_hosts_free(fe_hosts *h) {
     free(h->host_of);
     free(h->index_of);

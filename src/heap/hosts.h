@@ -22,6 +22,8 @@ typedef struct fe_hosts {
 
 /* [collective over boot] FERRY_MISMATCH (FERRY_HOSTS differs), FERRY_UNSUPPORTED (hosts of unequal size). */
 ferry_status fe_hosts_find(struct fe_boot *boot, int rank, int ranks, fe_hosts *hosts);
+/* All ranks on one host. */
+ferry_status fe_hosts_single(int rank, int ranks, fe_hosts *hosts);
 void fe_hosts_free(fe_hosts *hosts);
 
 FE_PURE int fe_hosts_rank(const fe_hosts *hosts, int host, int index) {

@@ -94,7 +94,7 @@ static weight accuse_near(const fe_watch *watch, int rank, uint64_t epoch, uint6
     fe_fate why;
     weight w = guilt(watch->heap, rank, &why);
     snprintf(text, size, "rank %d (reached %llu of %llu%s)", rank, (unsigned long long)seen, (unsigned long long)epoch,
-             fates[why]);
+             w == WAITING ? ", waits itself" : fates[why]);
     return w;
 }
 

@@ -24,13 +24,14 @@ static _Atomic uint64_t *decided(const fe_heap *heap) {
     return &council_of(heap, 0)->decided;
 }
 
+/* Of a masked rank that a newcomer never met there is nothing to see. */
 static bool has_come(const session *s, int rank) {
-    return atomic_load(&council_of(s->heap, rank)->came) == s->era;
+    return fe_heap_near(s->heap, rank) && atomic_load(&council_of(s->heap, rank)->came) == s->era;
 }
 
 static void ring_all(const fe_heap *heap) {
     for (int r = 0; r < heap->ranks; r++)
-        if (r != heap->rank) fe_watch_ring(heap, r);
+        if (r != heap->rank && fe_heap_near(heap, r)) fe_watch_ring(heap, r);
 }
 
 /* ---- coming ---- */
@@ -80,8 +81,8 @@ typedef struct wishes {
 static void collect(const session *s, wishes *w) {
     *w = (wishes){{0}, {0}};
     for (int r = 0; r < s->heap->ranks; r++) {
-        const fe_council *c = council_of(s->heap, r);
         if (fe_heap_masked(s->heap, r) || !has_come(s, r) || fe_bit(w->out, r)) continue;
+        const fe_council *c = council_of(s->heap, r);
         for (int i = 0; i < FE_MASK_WORDS; i++) {
             w->out[i] |= atomic_load(&c->out[i]);
             w->in[i] |= atomic_load(&c->in[i]);
@@ -107,7 +108,7 @@ static void look_around(session *s) {
     if (now < s->look_ns) return;
     s->look_ns = now + LOOK_NS;
     for (int r = 0; r < s->heap->ranks; r++) {
-        if (s->gone[r] || r == s->heap->rank) continue;
+        if (s->gone[r] || r == s->heap->rank || !fe_heap_near(s->heap, r)) continue;
         fe_fate fate = fe_watch_fate(s->heap, r);
         s->gone[r] = fate == FE_DEAD || fate == FE_LEFT;
         if (s->gone[r] && !fe_heap_masked(s->heap, r)) s->loss = true;
@@ -125,11 +126,17 @@ static fe_story furthest(const session *s) {
     return best;
 }
 
+static void write_motion(const fe_heap *heap, uint64_t era, const uint64_t member[FE_MASK_WORDS],
+                         const fe_story *story) {
+    fe_minutes *motion = &council_of(heap, heap->rank)->motion[era & 1];
+    for (int i = 0; i < FE_MASK_WORDS; i++) atomic_store(&motion->member[i], member[i]);
+    write_story(motion->story, story);
+}
+
 /* Puts the motion, and if nobody was faster it is decided. Whoever has come and is wanted is of it; who was away while the heap was used
  * has other offsets, and is not. */
 static void move(const session *s) {
     const fe_heap *heap = s->heap;
-    fe_minutes *motion = &council_of(heap, heap->rank)->motion[s->era & 1];
     uint64_t member[FE_MASK_WORDS] = {0}, expected = s->before;
     fe_story best = furthest(s);
     wishes w;
@@ -139,8 +146,7 @@ static void move(const session *s) {
         fe_story story = read_story(council_of(heap, r)->story);
         if (story.now == best.now || story.now == best.before) member[r / 64] |= (uint64_t)1 << r % 64;
     }
-    for (int i = 0; i < FE_MASK_WORDS; i++) atomic_store(&motion->member[i], member[i]);
-    write_story(motion->story, &best);
+    write_motion(heap, s->era, member, &best);
     if (atomic_compare_exchange_strong(decided(heap), &expected, s->era << 16 | (uint64_t)heap->rank)) ring_all(heap);
 }
 
@@ -154,6 +160,15 @@ static void read_verdict(const fe_heap *heap, fe_verdict *v) {
         v->story = read_story(motion->story);
     } while (atomic_load(decided(heap)) != word);
     v->era = word >> 16;
+}
+
+void fe_council_record(const fe_heap *heap, const fe_verdict *v) {
+    int lowest = 0;
+    while (!fe_bit(v->member, lowest)) lowest++;
+    atomic_store(&council_of(heap, heap->rank)->settled, v->era);
+    if (heap->rank != lowest) return;
+    write_motion(heap, v->era, v->member, &v->story);
+    atomic_store(decided(heap), v->era << 16 | (uint64_t)lowest);
 }
 
 /* ---- waiting for it ---- */

@@ -23,6 +23,8 @@ ferry_status fe_council_hold(const fe_watch *watch, const int8_t *wish, bool hur
 /* Nothing of the last era is left on this rank. Waits until the others say the same. FERRY_TIMEOUT: one does not; FERRY_ABORTED: one asks
  * for the next agreement. */
 ferry_status fe_council_settle(const fe_watch *watch, const fe_verdict *verdict);
+/* What was agreed upon elsewhere (group/regroup.c), for those who will look here. */
+void fe_council_record(const fe_heap *heap, const fe_verdict *verdict);
 /* This rank is at no agreement, after all. */
 void fe_council_withdraw(const fe_heap *heap);
 

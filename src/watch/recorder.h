@@ -45,9 +45,9 @@ typedef struct fe_peer {
 } fe_peer;
 
 typedef struct fe_recorder {
-    uint64_t magic;
-    uint64_t group;    /* the same on all its ranks */
-    uint64_t cells_at; /* in the memfd; 0: they are in a GPU's memory */
+    _Atomic uint64_t magic; /* FE_RECORDER_MAGIC, once all else is there */
+    uint64_t group;         /* the same on all its ranks */
+    uint64_t cells_at;      /* in the memfd; 0: they are in a GPU's memory */
     uint64_t began_ticks;
     int64_t began_ns;  /* the same moment by fe_now_ns */
     uint32_t counter;  /* ticks are the processor's; else nanoseconds */
@@ -108,14 +108,14 @@ typedef struct fe_step_about {
 fe_step *fe_step_begin(fe_recorder *recorder, const fe_step_about *about);
 /* It has got as far as `stamp`. */
 static inline void fe_step_reach(const fe_recorder *recorder, fe_step *step, int stamp) {
-    if (step) atomic_store_explicit(&step->at[stamp], fe_recorder_now(recorder), memory_order_relaxed);
+    if (step) atomic_store_explicit(&step->at[stamp], fe_recorder_now(recorder), memory_order_release);
 }
 /* It has got as far as `stamp`, at a moment that is worth a look at the clock (which takes longer than everything else here), or else at once. */
 static inline void fe_step_pass(const fe_recorder *recorder, fe_step *step, int stamp, bool look) {
     if (!step) return;
     uint64_t at = look ? fe_recorder_now(recorder) : atomic_load_explicit(&step->at[stamp - 1], memory_order_relaxed);
     if (!at) at = atomic_load_explicit(&step->at[FE_STEP_START], memory_order_relaxed); /* there was nothing to hear */
-    atomic_store_explicit(&step->at[stamp], at, memory_order_relaxed);
+    atomic_store_explicit(&step->at[stamp], at, memory_order_release);
 }
 /* Has it waited past spinning? */
 static inline bool fe_step_waited(const fe_step *step) {

@@ -2,8 +2,9 @@
 
 #include <stdlib.h>
 
+/* Acquire: see read_step. */
 static uint64_t get(const _Atomic uint64_t *word) {
-    return atomic_load_explicit(word, memory_order_relaxed);
+    return atomic_load_explicit(word, memory_order_acquire);
 }
 
 /* ---- ticks to nanoseconds ---- */
@@ -73,7 +74,8 @@ static void get_step(const fe_step *from, const scale *s, int ranks, int64_t now
     to->late_ns = duration(s, late >> 16);
 }
 
-/* A seqlock: the words count only when `state` names the same step before and after. LIVE may have become OVER meanwhile. */
+/* A seqlock: the words count only when `state` names the same step before and after; a word of a later step, acquired (put, recorder.c), brings
+ * that one's `state` along. LIVE may have become OVER meanwhile. */
 static bool read_step(const fe_step *from, const scale *s, int ranks, int64_t now, fe_snap_step *to) {
     uint64_t before = atomic_load_explicit(&from->state, memory_order_acquire);
     unsigned state = before % FE_STEP_STATES;
@@ -81,7 +83,6 @@ static bool read_step(const fe_step *from, const scale *s, int ranks, int64_t no
     get_step(from, s, ranks, now, to);
     to->number = before / FE_STEP_STATES;
     to->live = state == FE_STEP_LIVE;
-    atomic_thread_fence(memory_order_acquire); /* with the release fence of fe_step_begin */
     uint64_t after = get(&from->state);
     return after / FE_STEP_STATES == to->number && after % FE_STEP_STATES != FE_STEP_FILLING;
 }
@@ -163,8 +164,7 @@ bool fe_snap_take(const void *memory, size_t bytes, fe_snap *snap, const char **
     if (snap->ranks < 1 || snap->ranks > FERRY_MAX_RANKS || snap->rank < 0 || snap->rank >= snap->ranks) return false;
     *why = "no flight recorder (FERRY_RECORDER=0, or another version of Ferry)";
     if (bytes - FE_HEAP_RECORDER_AT < fe_recorder_bytes(snap->ranks)) return false;
-    if (*(const volatile uint64_t *)&r->magic != FE_RECORDER_MAGIC) return false;
-    atomic_thread_fence(memory_order_acquire); /* with fe_recorder_open's release */
+    if (get(&r->magic) != FE_RECORDER_MAGIC) return false;
     snap->why = (int)(atomic_load(&control->aborted) & 0xff);
     snap->failed = atomic_load(&control->failed) != 0;
     *why = "its cells are not where it says, or there is no memory to read it";

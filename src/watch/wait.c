@@ -116,6 +116,7 @@ void fe_watch_recall(const fe_heap *heap, int rank) {
 }
 
 void fe_watch_mask(const fe_heap *heap, int rank) {
+    if (!fe_heap_near(heap, rank)) return;
     fe_control *control = fe_heap_control(heap, rank);
     uint64_t now = atomic_load(&control->aborted);
     do {

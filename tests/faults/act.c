@@ -85,15 +85,14 @@ static void set_ambush(act *a, const exchange *x) {
         [FE_OFFER] = "OFFER",   [FE_PULLED] = "PULLED",    [FE_MEET] = "MEET",   [FE_KERNEL] = "KERNEL",
         [FE_LANDED] = "LANDED", [FE_RETURNED] = "RETURNED"};
     ambush *b = malloc(sizeof *b);
-    pthread_t thread;
     int kind = 0;
     while (kind < FE_KINDS && strcmp(names[kind], a->plan->note) != 0) kind++;
     if (!b || kind == FE_KINDS) abort();
     *b = (ambush){.act = a, .heap = &x->group->engine.heap, .kind = (fe_kind)kind};
     b->owner = first_told(b->heap);
     b->epoch = told(b->heap, b->owner, b->kind) + 1 + (uint64_t)a->plan->nth;
-    if (pthread_create(&thread, NULL, lie_in_wait, b) != 0) abort();
-    pthread_detach(thread);
+    if (pthread_create(&a->lurker, NULL, lie_in_wait, b) != 0) abort();
+    a->lurks = true;
 }
 
 /* ---- limits of the process ---- */
@@ -267,6 +266,8 @@ bool act_before(exchange *x, const char *call, ferry_status *status) {
 
 void act_end(act *a) {
     a->over = true;
+    if (a->lurks) pthread_join(a->lurker, NULL);
+    a->lurks = false;
     middle_close(a->middle);
     a->middle = NULL;
 }

@@ -4,6 +4,7 @@
 
 #include "faults/plan.h"
 #include "ranks/exchange.h"
+#include <pthread.h>
 
 struct middle;
 
@@ -14,6 +15,8 @@ typedef struct act {
     int seen; /* calls of the plan's name in this step */
     bool begun;
     int64_t struck_ms;
+    pthread_t lurker; /* waits for the plan's note */
+    bool lurks;
     _Atomic bool over;
     bool retried; /* a call that failed for want of memory was made again */
     struct middle *middle;

@@ -9,6 +9,7 @@
 static void draw_case(plan *p, uint64_t *s) {
     p->c = case_draw(next(s) >> 24, true);
     xcase *c = &p->c;
+    c->lost = c->alive = 0; /* that is the fault's business */
     c->threads = 1;
     c->tokens = pick(s, 1, 24);
     c->columns = pick(s, 1, 6) * 64;

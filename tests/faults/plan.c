@@ -78,6 +78,10 @@ void plan_environment(int hosts) {
     setenv("FERRY_HOSTS", text, 1);
 }
 
+bool plan_agrees(const plan *p) {
+    return p->hosts == 1 && p->fault != FAULT_abort && strcmp(p->call, "group_create") != 0;
+}
+
 /* Makes one whole of what is given. */
 static bool settle(plan *p) {
     if (p->ranks < 2 || p->ranks > CASE_RANKS || p->victim < 0 || p->victim >= p->ranks) return false;

@@ -13,7 +13,7 @@ typedef enum fate { NOBODY, VICTIM_DEAD, VICTIM_LATE } fate;
     X(pause, NOBODY)       /* SIGSTOP, and SIGCONT after `amount` ms, well before the deadline */                 \
     X(delay, VICTIM_LATE)  /* the same, long after the deadline */                                                \
     X(stuck, VICTIM_LATE)  /* its own code, on its stream where it has one, takes `amount` ms */                  \
-    X(leave, NOBODY)       /* destroys the group in the middle of a step */                                       \
+    X(leave, VICTIM_LATE)  /* destroys the group in the middle of a step */                                       \
     X(abort, NOBODY)       /* ferry_group_abort */                                                                \
     X(wrong, NOBODY)       /* another call, `detail`, in the place of the right one; "nothing" leaves it out */   \
     X(differ, NOBODY)      /* the right call with another `detail` than the others */                             \
@@ -63,6 +63,8 @@ plan plan_draw(uint64_t seed);
 
 /* The environment that cases are made in: FERRY_HOSTS. */
 void plan_environment(int hosts);
+/* Do the others go on in the same group, by an agreement? Else in a new one. */
+bool plan_agrees(const plan *p);
 const char *plan_fault_name(fault f);
 fate plan_lost(const plan *p);
 

@@ -1,4 +1,5 @@
-/* One run: a life in peace, a life with the fault, and a life after it, each compared with the oracle, on every rank. */
+/* One run: a life in peace, a life with the fault, and a life after it (in the same group by an agreement, or in a new one), each compared
+ * with the oracle, on every rank. */
 #include "faults/run.h"
 #include "faults/act.h"
 #include <stdatomic.h>
@@ -15,7 +16,8 @@
 typedef struct run {
     const plan *plan;
     case_data *data[PLAN_STEPS]; /* of the steps */
-    case_data *after;            /* of the life after it, among `alive` ranks on `hosts` hosts */
+    case_data *
+        after; /* of the life after it: of the group without the victim, or of a new one, of `alive` ranks on `hosts` hosts */
     int alive, hosts;
     int number_of[CASE_RANKS]; /* there; -1: not */
 } run;
@@ -74,12 +76,19 @@ static bool names(const char *sentence, int rank) {
  * neighbours whoever was to be heard through that one. */
 static bool names_well(const plan *p, int rank, const char *sentence) {
     int each = p->ranks / p->hosts;
+    if (p->hosts > 1 && strstr(sentence, "waits itself"))
+        return true; /* a neighbour that hears of the victim for it, and says so */
     if (names(sentence, p->victim)) return true;
     for (int r = 0; p->hosts > 1 && r < p->ranks; r++) {
         bool beside = r / each == p->victim / each, neighbour = rank / each == p->victim / each;
         if (r != rank && beside != neighbour && names(sentence, r)) return true;
     }
     return false;
+}
+
+/* In half of the runs who has failed asks for an agreement at once, and the others learn of it by that. */
+static bool recalls(const plan *p) {
+    return p->c.seed % 2 == 1;
 }
 
 static bool judge_sentence(rank_env *env, const plan *p, const verdict *v, const char *sentence) {
@@ -107,6 +116,8 @@ static bool judge_failure(const exchange *x, const plan *p, int64_t took_ms) {
     if (took_ms > p->deadline_ms + LATE_MS)
         return ranks_fail(env, "%s returned after %lld ms, the deadline is %d ms: %s", x->call, (long long)took_ms,
                           p->deadline_ms, sentence);
+    if (plan_agrees(p) && recalls(p) && status == FERRY_ABORTED && strstr(sentence, "asks for an agreement"))
+        return true;
     if (!v.may_fail) return ranks_fail(env, "%s gave %s: %s", x->call, ferry_status_name(status), sentence);
     if (status < 0 || status > 31 || !(v.statuses >> status & 1))
         return ranks_fail(env, "%s gave %s, which does not go with the fault: %s", x->call, ferry_status_name(status),
@@ -162,6 +173,19 @@ static bool nobody_acts(exchange *x, const char *call, ferry_status *status) {
     return false;
 }
 
+/* The group goes on without the victim, if that is lost: who is masked, and what a step then brings, is what the oracle says. One that is late
+ * and alive is proposed, or its deadline is waited for. */
+static bool agree(exchange *x, const run *r) {
+    const plan *p = r->plan;
+    bool all = recalls(p) || meet(x->env, 4, r->alive);
+    x->before = NULL;
+    x->careless = false;
+    exchange_use(x, r->after);
+    if (!all || !exchange_lose(x)) return false;
+    exchange_done(x);
+    return exchange_step(x) && exchange_barrier(x);
+}
+
 static bool live_with_fault(rank_env *env, run *r, const ferry_unique_id *id, exchange **left) {
     const plan *p = r->plan;
     act a = {.plan = p, .env = env};
@@ -170,7 +194,7 @@ static bool live_with_fault(rank_env *env, run *r, const ferry_unique_id *id, ex
     exchange *x = *left = exchange_begin(env, r->data[0], env->rank);
     x->before = victim ? act_before : nobody_acts;
     x->hand = &a;
-    x->steps = p->steps;
+    x->steps = p->steps + 1;
     if (victim && plan_lost(p) == VICTIM_DEAD) ranks_doom(env);
     bool passed = exchange_open(x, id) && take_steps(x, &a, r);
     int64_t took = ranks_now_ms() - x->began_ms;
@@ -185,6 +209,10 @@ static bool live_with_fault(rank_env *env, run *r, const ferry_unique_id *id, ex
     else if (!plan_verdict(p).may_pass)
         good = ranks_fail(env, "all steps passed, in spite of the fault");
     act_end(&a);
+    if (good && plan_agrees(p) && r->number_of[env->rank] >= 0) {
+        ranks_step(env, "going on by an agreement");
+        good = agree(x, r);
+    }
     int64_t leaving = ranks_now_ms();
     ranks_step(env, "leaving the group");
     exchange_close(x);
@@ -220,6 +248,7 @@ static bool fault_rank(rank_env *env) {
     if (r->plan->fault == FAULT_shut) before.fds += r->plan->hosts - 1;
     if (!good || !ranks_no_leak(env, before)) return false;
     if (!all && r->number_of[env->rank] < 0) return true;
+    if (plan_agrees(r->plan)) return true;
     return live_on(env, r) && meet(env, 1, r->alive) && ranks_no_leak(env, before);
 }
 
@@ -251,8 +280,14 @@ static bool prepare(run *r) {
     r->hosts = r->alive % p->hosts == 0 ? p->hosts : 1;
     plan_environment(r->hosts);
     xcase c = p->c;
-    c.ranks = r->alive;
     c.again = p->steps;
+    if (!plan_agrees(p))
+        c.ranks = r->alive;
+    else if (r->alive < p->ranks) {
+        c.lost = 1;
+        c.loser = p->victim + 1;
+        c.alive = plan_lost(p) == VICTIM_LATE && p->fault != FAULT_leave && p->c.seed / 2 % 2;
+    }
     good = (r->after = build(c)) && good;
     plan_environment(p->hosts);
     return good;

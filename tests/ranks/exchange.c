@@ -118,7 +118,7 @@ bool exchange_show(exchange *x, const ferry_tensor *seen, const ferry_tensor *t)
  * three streams a rank are safe up to here. */
 #define OTHER_RANKS 4
 
-static ferry_group_config config_of(const exchange *x) {
+ferry_group_config exchange_config(const exchange *x) {
     const xcase *c = x->c;
     ferry_group_config cfg = FERRY_GROUP_CONFIG_INIT;
     cfg.device = ranks_device();
@@ -140,7 +140,7 @@ static ferry_group_config config_of(const exchange *x) {
 
 bool exchange_open(exchange *x, const ferry_unique_id *id) {
     const xcase *c = x->c;
-    x->config = config_of(x);
+    x->config = exchange_config(x);
     x->id = *id;
     ranks_step(x->env, "ferry_group_create");
     X_OK(x, ferry_group_create(&x->id, x->rank, (int)c->ranks, &x->config, &x->group));

@@ -90,6 +90,7 @@ bool exchange_check_counters(exchange *x); /* after the group's first exchange_s
 
 /* A run of one rank: begin, open, steps (each a route, its dispatches and its combines; use and done in between), a barrier, end. */
 exchange *exchange_begin(rank_env *env, const case_data *d, int rank);
+ferry_group_config exchange_config(const exchange *x);
 bool exchange_open(exchange *x, const ferry_unique_id *id);
 bool exchange_step(exchange *x);
 bool exchange_barrier(exchange *x);

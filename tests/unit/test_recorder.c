@@ -27,7 +27,14 @@ static int open_all(void **state) {
     memset(memory, 0, bytes);
     base[1] = memory;
     space[1] = memory + lead;
-    heap = (fe_heap){.rank = 1, .ranks = RANKS, .group = 0x1234, .base = base, .space = space, .bytes = bytes};
+    heap = (fe_heap){.rank = 1,
+                     .ranks = RANKS,
+                     .group = 0x1234,
+                     .base = base,
+                     .space = space,
+                     .post = space,
+                     .lead = lead,
+                     .bytes = bytes};
     heap.hosts = (fe_hosts){.count = 1, .host_of = zeros, .index_of = zeros};
     fe_control *control = fe_heap_control(&heap, 1);
     control->magic = FE_HEAP_MAGIC;

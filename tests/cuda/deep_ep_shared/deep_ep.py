@@ -1,7 +1,7 @@
 """`import deep_ep` for DeepEP's own test scripts, with ranks that share one GPU: Ferry's drop-in, and torch.distributed told of it.
 
-Those scripts ask for NCCL and for a GPU of each rank's own. NCCL does not serve ranks that share one, gloo does. What gloo may not
-take of a GPU, or not of this shape or dtype, goes through the CPU.
+Those scripts ask for NCCL and for a GPU of each rank's own. NCCL does not serve ranks that share one, gloo does. What gloo may
+not take of a GPU, or not of this shape, goes through the CPU.
 """
 
 import sys
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 import ferry.deep_ep
 
-_init, _set_device, _to_all = dist.init_process_group, torch.cuda.set_device, dist.all_to_all_single
+_init, _set_device = dist.init_process_group, torch.cuda.set_device
 
 
 def init_process_group(backend=None, device_id=None, **options):
@@ -30,12 +30,6 @@ def all_gather_into_tensor(output_tensor, input_tensor, group=None, async_op=Fal
     output_tensor.copy_(parts.view(output_tensor.shape))
 
 
-def all_to_all_single(output, input, output_split_sizes=None, input_split_sizes=None, group=None, async_op=False):
-    there = torch.empty_like(output, device="cpu")
-    _to_all(there, input.cpu(), output_split_sizes, input_split_sizes, group)
-    output.copy_(there)
-
-
 dist.init_process_group, torch.cuda.set_device = init_process_group, set_device
-dist.all_gather_into_tensor, dist.all_to_all_single = all_gather_into_tensor, all_to_all_single
+dist.all_gather_into_tensor = all_gather_into_tensor
 sys.modules["deep_ep"] = ferry.deep_ep

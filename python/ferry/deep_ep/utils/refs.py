@@ -13,11 +13,21 @@ from .envs import get_global_seed
 Rows = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 
+def _all_to_all(into: torch.Tensor, out_of: torch.Tensor, *splits: Any) -> None:
+    """[collective] Through the CPU where gloo serves GPUs."""
+    if not (into.is_cuda and dist.get_backend() == "gloo"):
+        dist.all_to_all_single(into, out_of, *splits)
+        return
+    there = torch.empty_like(into, device="cpu")
+    dist.all_to_all_single(there, out_of.cpu(), *splits)
+    into.copy_(there)
+
+
 def _exchange(rows: torch.Tensor, sent: List[int], received: List[int]) -> torch.Tensor:
     """[collective] Rows of any dtype, as bytes: not every backend knows every dtype."""
     flat = rows.reshape(len(rows), math.prod(rows.shape[1:])).contiguous()
     there = torch.empty((sum(received), flat.shape[1]), dtype=rows.dtype, device=rows.device)
-    dist.all_to_all_single(there.view(torch.uint8), flat.view(torch.uint8), received, sent)
+    _all_to_all(there.view(torch.uint8), flat.view(torch.uint8), received, sent)
     return there.reshape(len(there), *rows.shape[1:])
 
 
@@ -33,7 +43,7 @@ def dispatch(
     chosen = [(homes == r).any(1).nonzero()[:, 0] for r in range(ranks)]
     sent = [len(c) for c in chosen]
     counts = torch.empty(ranks, dtype=torch.int32, device=rows.device)
-    dist.all_to_all_single(counts, torch.tensor(sent, dtype=torch.int32, device=rows.device))
+    _all_to_all(counts, torch.tensor(sent, dtype=torch.int32, device=rows.device))
     received, order = counts.tolist(), torch.cat(chosen)
 
     def carry(t: torch.Tensor) -> torch.Tensor:
