@@ -13,7 +13,7 @@
  *     ...experts run on out.rows...
  *     ferry_combine(route, &back, &result, NULL, stream);             // and come back, summed
  *
- * Ranks may be on several hosts (CPU device; docs/far.md): ranks of one host are near each other, others far. Every host has
+ * Ranks may be on several hosts (docs/far.md): ranks of one host are near each other, others far. Every host has
  * equally many ranks. FERRY_HOSTS=n splits the ranks of one machine into n pretend hosts.
  *
  * Rules that hold for every call
@@ -461,7 +461,7 @@ static inline ferry_device_group ferry_device_group_init(void) {
 }
 #define FERRY_DEVICE_GROUP_INIT ferry_device_group_init()
 
-/* Fills the handle. FERRY_UNSUPPORTED on the CPU device. */
+/* Fills the handle. FERRY_UNSUPPORTED on the CPU device, and where the group is on several hosts. */
 FERRY_API ferry_status ferry_group_device(ferry_group *group, ferry_device_group *handle);
 
 typedef enum ferry_signal_op { FERRY_SIGNAL_SET = 0, FERRY_SIGNAL_ADD = 1 } ferry_signal_op;
