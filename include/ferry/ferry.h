@@ -355,7 +355,8 @@ typedef struct ferry_counters {
         meetings; /* begun. meetings: rounds of barrier, allgather, broadcast, heap_alloc, heap_free */
     const ferry_peer_counters *peers; /* [ranks] */
     /* [local_experts] rows that dispatches delivered to each. RANK layout: tokens that chose it, dropped ones included, where the route
-     * exchanges counts; in LATENCY mode without a capacity it does not, and nothing is counted */
+     * exchanges counts; in LATENCY mode without a capacity it does not, and nothing is counted. A new map of experts
+     * begins them anew */
     const uint64_t *expert_rows;
 } ferry_counters;
 
