@@ -238,6 +238,8 @@ static ferry_status renew_device(fe_engine *engine, size_t body_bytes) {
     FE_TRY(upload_tables(engine));
     FE_TRY(clear(engine, 0, heap->scratch_at));
     FE_TRY(clear(engine, heap->body_at, body_bytes));
+    if (fe_heap_staged(heap)) /* the proxy is a new one, and counts orders from 0 as kernels do */
+        FE_TRY(clear(engine, fe_room_orders(heap), FE_KERNEL_ORDERS * sizeof(fe_kernel_order)));
     return fe_cuda_ok(cudaStreamSynchronize(cuda->stream), heap->rank, "beginning anew after an agreement");
 }
 

@@ -122,7 +122,7 @@ FE_DEVICE bool take_record(const fe_cuda_args &a, const fe_board &b, int unit, i
 
 FE_DEVICE int64_t records_from(const fe_cuda_args &a, int host) {
     const fe_cuda_world &w = a.world;
-    if (host == w.hosts.mine) return 0;
+    if (host == w.hosts.mine || fe_host_masked(w, host)) return 0;
     const fe_cell *cell = fe_cell_of(w, w.rank, FE_LANDED, a.pass.half, fe_column(w, host));
     return (int64_t) * (const volatile uint64_t *)&cell->word[FE_LANDED_RECORDS];
 }
@@ -159,7 +159,7 @@ FE_DEVICE void say_rows(const fe_cuda_args &a, const int32_t *count, uint64_t ep
     const fe_cuda_world &w = a.world;
     for (int h = 0; h < w.hosts.count; h++) {
         int source = fe_column(w, h);
-        if (h == w.hosts.mine) continue;
+        if (h == w.hosts.mine || fe_host_masked(w, h)) continue;
         if (fe_slots_fixed(&a.route.shape) && !hand_on_tails(a, h)) {
             if (fe_lane() == 0) fe_refuse(a, source);
             return;

@@ -13,6 +13,10 @@ FE_DEVICE uint64_t fe_outbox(const fe_cuda_args &a, int host) {
 FE_DEVICE uint64_t fe_landing(const fe_cuda_args &a, int host) {
     return a.world.boxes.landing[a.pass.half] + (uint64_t)host * a.world.boxes.box_bytes;
 }
+/* Of several hosts one goes as a whole. */
+FE_DEVICE bool fe_host_masked(const fe_cuda_world &w, int host) {
+    return fe_masked(w, fe_hosts_rank(&w.hosts, host, 0));
+}
 FE_DEVICE int fe_column(const fe_cuda_world &w, int host) {
     return fe_hosts_rank(&w.hosts, host, w.hosts.index);
 }

@@ -129,7 +129,9 @@ FE_DEVICE void sum_chunk(const fe_cuda_args &a, const fe_board &b, const served 
 /* One thread, when all rows have been ordered. */
 FE_DEVICE void tell_returned(const fe_cuda_args &a, const fe_board &b, uint64_t epoch) {
     for (int i = 1; i < a.world.hosts.count; i++) {
-        served s = serve(a, b, (a.world.hosts.mine + i) % a.world.hosts.count);
+        int host = (a.world.hosts.mine + i) % a.world.hosts.count;
+        if (fe_host_masked(a.world, host)) continue;
+        served s = serve(a, b, host);
         uint64_t word[FE_CELL_WORDS] = {0}, at = a.world.boxes.sum_weights_at;
         if (s.wants & FE_WANTS_WEIGHTS)
             fe_push(a, s.host, FE_RETURNED, sums_out(a, s.host) + at, sums_there(a) + at,
@@ -143,7 +145,7 @@ FE_DEVICE void tell_returned(const fe_cuda_args &a, const fe_board &b, uint64_t 
 FE_DEVICE bool wishes_good(const fe_cuda_args &a, const fe_board &b) {
     int other = -1;
     for (int h = (int)threadIdx.x; h < a.world.hosts.count; h += (int)blockDim.x) {
-        if (h == a.world.hosts.mine) continue;
+        if (h == a.world.hosts.mine || fe_host_masked(a.world, h)) continue;
         uint64_t wants = serve(a, b, h).wants;
         if ((wants & FE_WANTS_WEIGHTED) && !(wants & FE_WANTS_SENT) && !a.route.table.weights)
             other = fe_column(a.world, h);
