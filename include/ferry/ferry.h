@@ -297,8 +297,8 @@ FERRY_API ferry_status ferry_group_error(ferry_group *group);
 FERRY_API ferry_status ferry_group_agree(ferry_group *group, const ferry_unique_id *id, uint8_t *masked);
 
 /* Proposes to mask another rank (1), or to take it back (0), at the next agreement: local, until then nothing changes. One rank's proposal
- * is enough; proposals are heard in ascending order of the ranks that make them, but for those of a rank that is out by then, and
- * masking comes before taking back. FERRY_INVALID: no such rank, or this one. */
+ * is enough; those of the ranks that have come when it is decided are heard in ascending order, but for those of a rank that is out by
+ * then, and masking comes before taking back. Let one rank propose, or all the same. FERRY_INVALID: no such rank, or this one. */
 FERRY_API ferry_status ferry_group_mask_set(ferry_group *group, int rank, int masked);
 /* The mask in force: masked[ranks], 1 for each rank that the group goes on without. */
 FERRY_API ferry_status ferry_group_mask_get(const ferry_group *group, uint8_t *masked);
