@@ -5,7 +5,7 @@
 #   make test     everything: two compilers, sanitizers, fuzzing, 64-bit Arm under emulation, linters, an installed copy
 #   make bench    build/ferry bench, in both modes; bench/README.md tells how to compare with MPI
 #   make gpu      build/gpu: what tests/cuda/run runs on a machine with a GPU; needs nvcc, and can be carried there
-#   make soak     many drawn cases and long fuzzing: hours (SOAK_CASES, SOAK_SECONDS)
+#   make soak     many drawn cases and fault plans, and long fuzzing: hours (SOAK_CASES, SOAK_FAULTS, SOAK_SECONDS)
 #   make install  to PREFIX (/usr/local), below DESTDIR
 #   make deps     installs the Debian packages that `make test` needs; demo and test see to theirs themselves
 #   make clean
@@ -13,12 +13,13 @@
 JOBS         ?= $(shell nproc)
 PREFIX       ?= /usr/local
 SOAK_CASES   ?= 200000
+SOAK_FAULTS  ?= 1000
 SOAK_SECONDS ?= 3600
 
 BUILD_PACKAGES = gcc libc6-dev make cmake libcjson-dev libfabric-dev
 TEST_PACKAGES  = $(BUILD_PACKAGES) g++ pkg-config libcmocka-dev clang libclang-rt-dev clang-tidy clang-format cppcheck spin \
                  qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross python3 mandoc iproute2 \
-                 python3-venv python3-numpy python3-pytest python3-torch
+                 python3-venv python3-numpy python3-pytest python3-torch chromium
 
 MAKEFLAGS += --no-print-directory
 
@@ -49,6 +50,7 @@ soak: deps
 	cmake -S . -B build -DFERRY_TESTS=ON
 	cmake --build build --parallel $(JOBS)
 	FERRY_TEST_CASES=$(SOAK_CASES) build/tests/test_exchange
+	FERRY_FAULT_RUNS=$(SOAK_FAULTS) build/tests/faults tests/faults/plans
 	cmake -S . -B build/fuzz -DCMAKE_C_COMPILER=clang -DFERRY_TESTS=ON -DFERRY_FUZZ=ON
 	cmake --build build/fuzz --parallel $(JOBS)
 	for target in build/fuzz/tests/fuzz_*; do \

@@ -70,3 +70,16 @@ int fe_thread_start(pthread_t *thread, void *(*function)(void *), void *argument
     if (error) free(s);
     return error;
 }
+
+/* With EFBIG the kernel sends the calling thread SIGXFSZ (setrlimit(2)), which by default ends the process. */
+int fe_file_resize(int fd, int64_t bytes) {
+    static const struct timespec at_once = {0};
+    sigset_t too_large, before;
+    sigemptyset(&too_large);
+    sigaddset(&too_large, SIGXFSZ);
+    pthread_sigmask(SIG_BLOCK, &too_large, &before);
+    int error = ftruncate(fd, (off_t)bytes) == 0 ? 0 : errno;
+    if (error == EFBIG) sigtimedwait(&too_large, NULL, &at_once);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}

@@ -47,6 +47,9 @@ int64_t fe_cache_bytes(void);
  * default one, whatever the creating thread has set. 0, or an errno. */
 int fe_thread_start(pthread_t *thread, void *(*function)(void *), void *argument);
 
+/* ftruncate: 0, or an errno. A process whose limit (RLIMIT_FSIZE) it passes is not signalled for it. */
+int fe_file_resize(int fd, int64_t bytes);
+
 static inline int64_t fe_align(int64_t value, int64_t to) {
     return (value + to - 1) / to * to;
 }

@@ -37,6 +37,13 @@ static void say_error_to_waiting(fe_meeting *m, ferry_status status, const char 
     }
 }
 
+/* Somebody has left: whoever waits for him, or comes to, is told at once. */
+static void mourn(fe_meeting *m) {
+    char sentence[FE_SENTENCE];
+    snprintf(sentence, sizeof sentence, "rank %d went away while the group was made", m->left - 1);
+    say_error_to_waiting(m, FERRY_TIMEOUT, sentence);
+}
+
 /* The refusal's status, with its sentence; FERRY_OK: welcome. */
 static ferry_status judge_hello(const fe_meeting *m, const fe_hello *h, char sentence[FE_SENTENCE]) {
     if (!fe_wire_same_secret(h->secret, m->secret)) {
@@ -83,6 +90,7 @@ static bool hear_hello(fe_meeting *m, int guest) {
     m->ranks = hello.ranks;
     m->library = hello.library;
     m->guest_of[hello.rank] = guest + 1;
+    if (m->left == hello.rank + 1) m->left = 0; /* back again */
     m->present++;
     m->begun = true;
     g->rank = hello.rank;
@@ -112,7 +120,7 @@ static void answer_all(fe_meeting *m, fe_wire_type type, const uint8_t *beside, 
     uint32_t first = beside ? (uint32_t)m->ranks : 0;
     fe_wire_put_head(head, type, 4 + first + (uint32_t)m->ranks * bytes);
     fe_wire_put_u32(head + FE_WIRE_HEADER, m->round);
-    for (int to = 0; to < m->ranks; to++) {
+    for (int to = m->ranks - 1; to >= 0; to--) { /* as errors: the lowest comes last */
         if (m->absent[to]) continue;
         int guest = m->guest_of[to] - 1;
         bool there =
@@ -227,6 +235,7 @@ static bool hear_gather(fe_meeting *m, int guest, int64_t now) {
     m->gathers = true;
     g->gathered = true;
     g->deadline_ns = now + g->timeout_ns;
+    if (m->left) mourn(m);
     for (int r = 0; r < m->ranks; r++) {
         const fe_guest *other = guest_of(m, r);
         if (m->absent[r]) continue;
@@ -291,9 +300,8 @@ void fe_meeting_leave(fe_meeting *m, int guest) {
     m->guest_of[rank] = 0;
     m->present--;
     if (m->absent[rank] || (m->musters && !m->called)) return; /* nobody counts on it */
-    char sentence[FE_SENTENCE];
-    snprintf(sentence, sizeof sentence, "rank %d went away while the group was made", rank);
-    say_error_to_waiting(m, FERRY_TIMEOUT, sentence);
+    if (!m->left) m->left = rank + 1;
+    mourn(m);
 }
 
 static void name_missing(const fe_meeting *m, int64_t timeout_ns, char sentence[FE_SENTENCE]) {
@@ -303,6 +311,21 @@ static void name_missing(const fe_meeting *m, int64_t timeout_ns, char sentence[
         const fe_guest *g = m->guest_of[r] ? &m->guest[m->guest_of[r] - 1] : NULL;
         if (!m->absent[r] && (!g || !g->gathered))
             used += snprintf(sentence + used, (size_t)(FE_SENTENCE - used), " rank %d", r);
+    }
+}
+
+/* Those who are late for a group that will not be: who comes yet reads why. One that never does (a stopped process) is not waited for. */
+static void send_home(fe_meeting *m, ferry_status status, const char *sentence,
+                      void (*close)(void *context, int guest)) {
+    for (int r = 0; r < m->ranks; r++) {
+        int guest = m->guest_of[r] - 1;
+        if (guest < 0 || m->guest[guest].gathered) continue;
+        say_error(m, guest, status, sentence);
+        close(m->context, guest);
+        free(m->guest[guest].payload);
+        m->guest[guest] = (fe_guest){.rank = -1};
+        m->guest_of[r] = 0;
+        m->present--;
     }
 }
 
@@ -319,6 +342,7 @@ int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context,
             char sentence[FE_SENTENCE];
             name_missing(m, g->timeout_ns, sentence);
             say_error_to_waiting(m, FERRY_TIMEOUT, sentence); /* without this rank there will be no group for any */
+            send_home(m, FERRY_TIMEOUT, sentence, close);
         } else {
             close(m->context, i);
             fe_meeting_leave(m, i);

@@ -26,8 +26,9 @@ typedef struct fe_meeting {
     uint8_t secret[FE_WIRE_SECRET];
     int ranks, library; /* of the first hello; 0: nobody came yet */
     uint32_t round;
-    int present;                   /* guests that have a rank */
-    bool begun;                    /* somebody had a rank once */
+    int present; /* guests that have a rank */
+    int left;    /* rank + 1 of one that came and went: without it there will be no group; 0: none did */
+    bool begun;  /* somebody had a rank once */
     bool gathers, musters, called; /* all must come; not all need come; who has come is settled: `absent` has not */
     bool absent[FERRY_MAX_RANKS];
     int guest_of[FERRY_MAX_RANKS]; /* guest + 1; 0: not here */

@@ -25,13 +25,20 @@ static bool reached(fe_cpu_event *e, uint32_t number) {
     return (int32_t)(atomic_load(&e->happened) - number) >= 0;
 }
 
+/* While another stream of this rank waits for a rank, the event's most likely, and has not been late for as long, it is left to that one to say
+ * who is late: it began later, and each of its waits is bounded. `last`: when one was last seen to wait; it says so soon after. */
+static bool gives_up(const fe_engine *engine, int64_t now, int64_t deadline, int64_t *last) {
+    if (atomic_load(&fe_heap_control(&engine->heap, engine->heap.rank)->waiting)) *last = now;
+    return now >= deadline && (now - *last > 2 * SLEEP_NS || now >= deadline + engine->watch.timeout_ns);
+}
+
 ferry_status fe_cpu_event_wait(fe_cpu_event *e, uint32_t number, const char *who) {
     const fe_engine *engine = e->base.engine;
-    int64_t now = fe_now_ns(), sleep_from = now + YIELD_NS, deadline = now + engine->watch.timeout_ns;
+    int64_t now = fe_now_ns(), sleep_from = now + YIELD_NS, deadline = now + engine->watch.timeout_ns, last = 0;
     for (int i = 0; i < engine->watch.spin && !reached(e, number); i++) fe_pause();
     for (; !reached(e, number); now = fe_now_ns()) {
         FE_TRY(fe_watch_aborted(&engine->heap));
-        if (now >= deadline)
+        if (gives_up(engine, now, deadline, &last))
             return fe_fail(FERRY_TIMEOUT, "rank %d: %s waited %lld ms for an event that did not happen",
                            engine->heap.rank, who, (long long)(engine->watch.timeout_ns / 1000000));
         uint32_t seen = atomic_load(&e->happened);

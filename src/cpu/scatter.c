@@ -115,7 +115,7 @@ ferry_status fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass) {
     *j = (job){.crew = crew, .route = route, .s = &pass->scatter};
     j->past_cache = route->totals->sent * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
     for (int r = 0; r < heap->ranks; r++)
-        if (fe_heap_reaches(heap, r)) j->target[r] = fe_target_read(heap, pass->half, r);
+        if (fe_heap_reaches(heap, r)) j->target[r] = fe_target_read(heap, pass, r);
     if (crew->engine->far) fe_cpu_pack_open(&j->pack, crew, pass);
     j->chunk = tokens_at_a_time(j);
     fe_pool_run(crew->pool, work, j, (route->shape.tokens + j->chunk - 1) / j->chunk);

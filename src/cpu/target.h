@@ -13,11 +13,11 @@ typedef struct fe_target {
     int64_t room; /* of fan-out: slots that there are */
 } fe_target;
 
-static inline fe_target fe_target_read(const fe_heap *heap, int half, int rank) {
-    const uint64_t *word = fe_link_words(heap, FE_READY, half, rank);
+static inline fe_target fe_target_read(const fe_heap *heap, const fe_pass *pass, int rank) {
+    const uint64_t *word = fe_link_words(heap, FE_READY, pass->half, rank);
     return (fe_target){.rows = fe_near(heap, rank, word[FE_AT_ROWS]),
                        .scales = fe_near(heap, rank, word[FE_AT_SCALES]),
-                       .source = fe_near(heap, rank, word[FE_AT_SOURCE]),
+                       .source = fe_near(heap, rank, pass->scatter.source_at),
                        .ids = fe_near(heap, rank, word[FE_AT_IDS]),
                        .weights = fe_near(heap, rank, word[FE_AT_WEIGHTS]),
                        .row_stride = (size_t)(word[FE_AT_STRIDES] >> 32),

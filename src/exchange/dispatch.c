@@ -3,8 +3,7 @@
 #include "base/num.h"
 #include "base/structs.h"
 #include "exchange/route.h"
-
-#include <stdio.h>
+#include "group/calls.h"
 
 /* One dispatch, from checked arguments: what becomes of it when nothing is wrong. */
 typedef struct plan {
@@ -43,6 +42,7 @@ static ferry_status plan_rows(plan *p, const ferry_dispatch_in *in, ferry_cast c
     s->row_bytes = cast == FERRY_CAST_NONE ? bytes : (size_t)v.columns;
     s->stream_bytes = g->stream_bytes;
     s->tails_at = g->body.tails;
+    s->source_at = g->body.receive[p->half].source;
     p->row_type = cast == FERRY_CAST_NONE ? v.dtype : FERRY_E4M3;
     return FERRY_OK;
 }
@@ -213,23 +213,35 @@ static uint64_t format_of(const plan *p) {
            (uint64_t)p->scatter.cast << 48 | (uint64_t)p->scatter.topk << 51 | (p->r->id & 0xfff) << 52;
 }
 
+/* The words that must be equal, field by field; layout, mode and so on as in fe_route_kind. */
+static const struct {
+    const char *name;
+    int word, shift, bits, unit;
+} agreed[] = {{"route number (modulo 4096)", FE_AT_FORMAT, 52, 12, 1},
+              {"layout of the route", FE_AT_ROUTE, 0, 3, 1},
+              {"mode of the route", FE_AT_ROUTE, 3, 1, 1},
+              {"overflow of the route", FE_AT_ROUTE, 4, 1, 1},
+              {"packed of the route", FE_AT_ROUTE, 5, 1, 1},
+              {"presence of topk_weights", FE_AT_ROUTE, 6, 1, 1},
+              {"topk of the route", FE_AT_ROUTE, 7, 7, 1},
+              {"exchange of counts for the route (capacities)", FE_AT_ROUTE, 14, 1, 1},
+              {"renormalise of the route", FE_AT_ROUTE, 15, 1, 1},
+              {"order of the route", FE_AT_ROUTE, 16, 1, 1},
+              {"row bytes", FE_AT_FORMAT, 0, 28, 1},
+              {"cast", FE_AT_FORMAT, 48, 3, 1},
+              {"dtype of rows", FE_AT_ROUTE, 24, 8, 1},
+              {"delivery of topk", FE_AT_FORMAT, 51, 1, 1},
+              {"scale bytes", FE_AT_FORMAT, 28, 20, 4}};
+
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
-    static const struct {
-        const char *name;
-        int shift, bits, unit;
-    } fields[] = {{"route number (modulo 4096)", 52, 12, 1},
-                  {"row bytes", 0, 28, 1},
-                  {"cast", 48, 3, 1},
-                  {"delivery of topk", 51, 1, 1},
-                  {"scale bytes", 28, 20, 4}};
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        uint64_t mask = ((uint64_t)1 << fields[i].bits) - 1;
-        uint64_t mine = ours[FE_AT_FORMAT] >> fields[i].shift & mask,
-                 his = theirs[FE_AT_FORMAT] >> fields[i].shift & mask;
+    for (size_t i = 0; i < sizeof agreed / sizeof *agreed; i++) {
+        uint64_t mask = ((uint64_t)1 << agreed[i].bits) - 1;
+        uint64_t mine = ours[agreed[i].word] >> agreed[i].shift & mask,
+                 his = theirs[agreed[i].word] >> agreed[i].shift & mask;
         if (mine != his)
-            return fe_fail(FERRY_MISMATCH, "%s: %s is %llu on rank %d, %llu on rank %d", step, fields[i].name,
-                           (unsigned long long)mine * (unsigned)fields[i].unit, rank,
-                           (unsigned long long)his * (unsigned)fields[i].unit, other);
+            return fe_fail(FERRY_MISMATCH, "%s: %s is %llu on rank %d, %llu on rank %d", step, agreed[i].name,
+                           (unsigned long long)mine * (unsigned)agreed[i].unit, rank,
+                           (unsigned long long)his * (unsigned)agreed[i].unit, other);
     }
     return FERRY_OK;
 }
@@ -240,11 +252,14 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
 static fe_pass send_pass(const plan *p) {
     fe_pass pass = {
         .half = p->half, .move = FE_MOVE_SCATTER, .route = &p->r->data, .scatter = p->scatter, .explain = explain};
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu (send)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, " (send)");
     pass.announce = (fe_note){.used = true, .kind = FE_READY, .half = p->half, .epoch = p->epoch};
     memcpy(pass.announce.word, p->word, sizeof p->word);
-    pass.await =
-        (fe_await){.used = true, .kind = FE_READY, .half = p->half, .epoch = p->epoch, .same = 1u << FE_AT_FORMAT};
+    pass.await = (fe_await){.used = true,
+                            .kind = FE_READY,
+                            .half = p->half,
+                            .epoch = p->epoch,
+                            .same = 1u << FE_AT_FORMAT | 1u << FE_AT_ROUTE};
     memcpy(pass.await.word, p->word, sizeof p->word);
     pass.signal = (fe_note){.used = true, .kind = FE_ROWS, .half = p->half, .epoch = p->epoch};
     return pass;
@@ -266,7 +281,7 @@ static fe_pass fanout_pass(const plan *p) {
                     .route = &p->r->data,
                     .scatter = p->scatter,
                     .explain = explain_landed};
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu (fan out)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, " (fan out)");
     pass.await = (fe_await){.used = true,
                             .kind = FE_LANDED,
                             .half = p->half,
@@ -280,7 +295,7 @@ static fe_pass fanout_pass(const plan *p) {
 
 static fe_pass recv_pass(const plan *p) {
     fe_pass pass = {.half = p->half, .move = FE_MOVE_DELIVER, .route = &p->r->data, .deliver = p->deliver};
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu (receive)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, " (receive)");
     pass.await = (fe_await){.used = true, .kind = FE_ROWS, .half = p->half, .epoch = p->epoch};
     return pass;
 }
@@ -296,7 +311,7 @@ static bool fits_one_pass(const plan *p) {
 
 static fe_pass whole_pass(const plan *p) {
     fe_pass pass = send_pass(p);
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, "");
     pass.settle = recv_pass(p).await;
     pass.deliver = p->deliver;
     pass.counts_last = true;
@@ -328,7 +343,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_dispatch_in *in, const
     FE_TRY(plan_out(p, options));
     p->word[FE_AT_ROWS] = p->deliver.rows_at;
     p->word[FE_AT_SCALES] = p->deliver.scales_at;
-    p->word[FE_AT_SOURCE] = p->deliver.source_at;
+    p->word[FE_AT_ROUTE] = fe_route_kind(r) | (uint64_t)p->row_type << 24;
     p->word[FE_AT_IDS] = p->deliver.ids_at;
     p->word[FE_AT_WEIGHTS] = p->deliver.weights_at;
     p->word[FE_AT_STRIDES] = fe_strides((uint64_t)p->deliver.row_stride, (uint64_t)p->deliver.scale_stride);
@@ -339,6 +354,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_dispatch_in *in, const
 static ferry_status submit(const plan *p, const fe_pass *pass, ferry_dispatch_out *out, ferry_stream *stream) {
     ferry_group *g = p->r->group;
     FE_TRY(fe_flight_await(g, &g->dispatch[p->half], stream));
+    fe_group_calls(g, FE_CALL_DISPATCH, p->r->id);
     FE_TRY(fe_route_submit(g, stream, pass, false));
     g->dispatches = p->epoch;
     g->dispatch[p->half].epoch = p->epoch;

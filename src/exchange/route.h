@@ -4,6 +4,7 @@
 
 #include "exchange/tensor.h"
 #include "group/group.h"
+#include "route/tally.h"
 
 struct ferry_route {
     ferry_group *group;
@@ -19,11 +20,16 @@ struct ferry_route {
     /* The host's: what place found out, copied (THROUGHPUT), and what follows from it. */
     fe_route_data found;
     int32_t *expert_rows, *expert_start, *source_rows, *rank_rows;
+    fe_tally tally;
     void *host_memory;
 };
 
 /* NULL, a wrong struct, a stream of another group, a failed group: what every call looks at first. */
 ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream, const char *call);
+
+/* What ranks must have in common of a route before a row of it is sent: layout (3 bits), mode, overflow, packed, presence of weights (a bit
+ * each), topk (7 bits), whether counts are exchanged, renormalise. */
+uint64_t fe_route_kind(const ferry_route *route);
 
 /* Puts the pass on the stream (NULL: runs it). wait: does not return before it has run, with its status. */
 ferry_status fe_route_submit(ferry_group *group, ferry_stream *stream, const fe_pass *pass, bool wait);

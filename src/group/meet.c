@@ -1,8 +1,6 @@
 /* Meetings of all ranks: barrier, all-gather, broadcast, and the symmetric heap's allocations. Each is one or more rounds, numbered
  * from the group's beginning; a round is one MEET note to every rank and one from every rank (docs/protocol.md, "Meetings"). */
-#include "group/group.h"
-
-#include <stdio.h>
+#include "group/calls.h"
 
 typedef enum meet_kind { MEET_BARRIER, MEET_GATHER, MEET_BROADCAST, MEET_ALLOC, MEET_FREE } meet_kind;
 
@@ -18,14 +16,14 @@ typedef struct meeting {
 
 enum { WORD_KIND, WORD_BYTES, WORD_ROOT, WORDS };
 
-static const char *name_of(uint64_t kind) {
+const char *fe_meeting_name(uint64_t kind) {
     return kind < sizeof names / sizeof *names ? names[kind] : "nothing known";
 }
 
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
     if (theirs[WORD_KIND] != ours[WORD_KIND])
         return fe_fail(FERRY_MISMATCH, "rank %d is in %s, rank %d in %s", rank, step, other,
-                       name_of(theirs[WORD_KIND]));
+                       fe_meeting_name(theirs[WORD_KIND]));
     if (theirs[WORD_ROOT] != ours[WORD_ROOT])
         return fe_fail(FERRY_MISMATCH, "%s: root is %llu on rank %d, %llu on rank %d", step,
                        (unsigned long long)ours[WORD_ROOT], rank, (unsigned long long)theirs[WORD_ROOT], other);
@@ -37,7 +35,7 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
  * step, and the group goes on; in anything else ranks would disagree on how many rounds there are. */
 static fe_pass round_pass(const meeting *m, uint64_t epoch) {
     fe_pass p = {.half = (int)(epoch & 1), .explain = explain};
-    snprintf(p.step, sizeof p.step, "%s %llu", names[m->kind], (unsigned long long)epoch);
+    fe_pass_name(&p, names[m->kind], epoch, "");
     p.lenient = m->kind == MEET_ALLOC || m->kind == MEET_FREE;
     p.signal = (fe_note){.used = true, .kind = FE_MEET, .half = p.half, .epoch = epoch};
     p.signal.word[WORD_KIND] = m->kind;
@@ -51,25 +49,24 @@ static fe_pass round_pass(const meeting *m, uint64_t epoch) {
 /* Bytes [at, at + n) of the call. A rank writes its own scratch of this half, meets, and reads the others'. Nobody writes this half
  * again before all have read it: its next round comes after the round between, which a reader enters only when it is done. */
 static ferry_status carry(ferry_group *g, const meeting *m, size_t at, size_t n, ferry_stream *stream) {
-    const fe_device *device = g->engine.device;
     fe_pass p = round_pass(m, ++g->meets);
     if (m->kind == MEET_GATHER || g->rank == m->root) {
         p.move = FE_MOVE_PUBLISH;
         p.publish = (fe_publish){.from = m->mine + at, .bytes = n};
     }
-    FE_TRY(device->submit(&g->engine, stream, &p));
+    FE_TRY(fe_submit(&g->engine, stream, &p));
     if (m->kind == MEET_BROADCAST && g->rank == m->root) return FERRY_OK;
     fe_pass out = {.half = p.half, .move = FE_MOVE_COLLECT};
     memcpy(out.step, p.step, sizeof out.step);
     out.collect =
         (fe_collect){.to = m->all + at, .bytes = n, .apart = m->bytes, .root = m->kind == MEET_GATHER ? -1 : m->root};
-    return device->submit(&g->engine, stream, &out);
+    return fe_submit(&g->engine, stream, &out);
 }
 
 static ferry_status hold(ferry_group *g, const meeting *m, ferry_stream *stream) {
     if (!m->bytes || (m->kind != MEET_GATHER && m->kind != MEET_BROADCAST)) {
         fe_pass p = round_pass(m, ++g->meets);
-        return g->engine.device->submit(&g->engine, stream, &p);
+        return fe_submit(&g->engine, stream, &p);
     }
     for (size_t at = 0; at < m->bytes; at += FE_SCRATCH)
         FE_TRY(carry(g, m, at, m->bytes - at < FE_SCRATCH ? m->bytes - at : FE_SCRATCH, stream));
@@ -81,6 +78,7 @@ static ferry_status call_meeting(ferry_group *g, const meeting *m, ferry_stream 
     FE_TRY(fe_group_own(g, stream, names[m->kind]));
     FE_TRY(fe_group_ready(g, names[m->kind]));
     FE_TRY(fe_flight_await(g, &g->meeting, stream));
+    fe_group_calls(g, FE_CALL_MEETING, m->kind);
     FE_TRY(hold(g, m, stream));
     return fe_flight_mark(g, &g->meeting, stream);
 }

@@ -2,14 +2,18 @@
 #include "base/env.h"
 #include "boot/boot.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
+enum { SPLIT_WRONG = -1, PLACE_UNKNOWN = -2 };
+
 typedef struct address {
     char kernel[48]; /* boot id */
     uint64_t pids, net;
-    int64_t split; /* FERRY_HOSTS; -1: its text is no such number */
+    int64_t
+        split; /* FERRY_HOSTS; SPLIT_WRONG: its text is no such number; PLACE_UNKNOWN: the rest could not be learnt */
 } address;
 
 static uint64_t namespace_of(const char *path) {
@@ -22,6 +26,8 @@ static uint64_t namespace_of(const char *path) {
 static address own_address(int64_t split) {
     address a = {.split = split};
     FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+    /* Where there is none, all go without; for want of a descriptor or memory a rank would seem to be on a host of its own. */
+    if (!file && errno != ENOENT && errno != EACCES && split > 0) a.split = PLACE_UNKNOWN;
     if (file) {
         if (!fgets(a.kernel, sizeof a.kernel, file)) a.kernel[0] = '\0';
         fclose(file);
@@ -54,6 +60,9 @@ static ferry_status number_hosts(const address *all, int ranks, fe_hosts *h, int
     h->count = 0;
     for (int r = 0; r < ranks; r++) {
         int below, count = machine_ranks(all, ranks, r, &below);
+        if (all[r].split == PLACE_UNKNOWN)
+            return fe_fail(FERRY_SYSTEM, "rank %d could not learn what host it is on (/proc/sys/kernel/random/boot_id)",
+                           r);
         if (all[r].split < 0) return fe_fail(FERRY_INVALID, "FERRY_HOSTS of rank %d is no number of hosts", r);
         if (all[r].split != split)
             return fe_fail(FERRY_MISMATCH, "FERRY_HOSTS is %lld on rank %d, %lld on rank 0", (long long)all[r].split, r,
@@ -101,7 +110,7 @@ ferry_status fe_hosts_find(fe_boot *boot, int rank, int ranks, fe_hosts *h) {
     ferry_status own = fe_env_number(FE_ENV_FERRY_HOSTS, 1, 1, FERRY_MAX_RANKS, &split), status = FERRY_OK;
     if (own != FERRY_OK) {
         snprintf(sentence, sizeof sentence, "%s", ferry_last_error());
-        split = -1; /* the others hear of it */
+        split = SPLIT_WRONG; /* the others hear of it */
     }
     if (ranks == 1 && own == FERRY_OK) split = 1; /* nobody is far from oneself */
     address mine = own_address(split), *all = calloc((size_t)ranks, sizeof *all);

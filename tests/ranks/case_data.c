@@ -186,7 +186,8 @@ bool case_build(const xcase *c, const case_choices *given, case_data *d) {
         if (!make_copies(d)) return false;
     }
     d->recv_rows = worst_rows(d);
-    for (int i = 0; i < c->lost; i++) d->masked[(key(c, KEY_LOST, 0, 0) + (uint64_t)i) % (uint64_t)c->ranks] = 1;
+    uint64_t first = c->loser ? (uint64_t)c->loser - 1 : key(c, KEY_LOST, 0, 0);
+    for (int i = 0; i < c->lost; i++) d->masked[(first + (uint64_t)i) % (uint64_t)c->ranks] = 1;
     for (int r = 0; r < c->ranks; r++)
         if (!make_rank(d, r, given)) return false;
     oracle_config config = {
@@ -203,6 +204,7 @@ bool case_build(const xcase *c, const case_choices *given, case_data *d) {
         .expert_capacity = c->expert_cap,
         .rank_capacity = c->rank_cap,
         .packed = c->packed != 0,
+        .order = (ferry_order)c->order,
         .columns = (int)c->columns,
         .dtype = (ferry_dtype)c->dtype,
         .scale_bytes = (size_t)c->scales * 4,

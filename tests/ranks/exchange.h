@@ -30,6 +30,8 @@ struct exchange {
     ferry_group *group;
     ferry_stream *stream, *other;
     ferry_route *route;
+    ferry_unique_id id;
+    ferry_group_config config;
     ferry_route_config route_config;
     ferry_route_info info;
     void *owned[OWNED]; /* freed at the end */
@@ -38,7 +40,8 @@ struct exchange {
     int steps; /* of one group beyond the first: what its heap is to hold */
     /* For tests in which calls fail: with `before` set, a call that does ends the step and fails no check. */
     exchange_before_fn before;
-    void *hand; /* before's own */
+    void *hand;    /* before's own */
+    bool careless; /* what comes of its calls is not compared: it asked for something else than the case says */
     const char *call;
     int64_t began_ms; /* of the last call */
     ferry_status status;
@@ -83,6 +86,7 @@ bool exchange_prepare_dispatch(exchange *x, int round);
 bool exchange_check_dispatch(exchange *x, int round);
 bool exchange_prepare_combine(exchange *x, int round);
 bool exchange_check_combine(exchange *x, int round);
+bool exchange_check_counters(exchange *x); /* after the group's first exchange_step */
 
 /* A run of one rank: begin, open, steps (each a route, its dispatches and its combines; use and done in between), a barrier, end. */
 exchange *exchange_begin(rank_env *env, const case_data *d, int rank);

@@ -9,7 +9,8 @@ static bool back_rows(exchange *x, flight *f) {
     if (c->back == 0) {
         f->back.rows = f->out.rows;
     } else if (c->back == 1) {
-        X_OK(x, ferry_combine_buffer(x->route, type, c->columns, &f->back.rows));
+        X_OK(x, ferry_combine_buffer(x->route, type, c->columns, &f->back.rows, x->stream));
+        if (x->stream) X_OK(x, ferry_stream_sync(x->stream)); /* the host is what writes there */
     } else {
         void *memory = NULL;
         int64_t slack = c->back == 3 ? c->slack : 0;
@@ -77,6 +78,7 @@ bool exchange_check_combine(exchange *x, int round) {
     uint8_t *out = exchange_own(x, out_bytes), *scratch = exchange_own(x, (size_t)c->columns * 12);
     float weights[FERRY_MAX_TOPK];
     ranks_step(x->env, "comparing combine %d", round);
+    if (x->careless) return true;
     for (int t = 0; t < x->tokens; t++) {
         oracle_combine_token(x->d->oracle[round], &m, x->rank, t, out, weights, scratch);
         const char *difference = oracle_difference(out, exchange_element(x, &f->sum.rows, 1, t, 0), out_bytes);

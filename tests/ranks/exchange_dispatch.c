@@ -144,6 +144,7 @@ bool exchange_check_dispatch(exchange *x, int round) {
     size_t row_bytes = oracle_row_bytes(o), scale_bytes = oracle_scale_bytes(o);
     uint8_t *row = exchange_own(x, row_bytes), *scales = exchange_own(x, scale_bytes);
     ranks_step(x->env, "comparing dispatch %d", round);
+    if (x->careless) return true;
     if (!see_out(x, f) || !check_blocks(x, f)) return false;
     if (me->received && (!f->seen.rows.data || f->seen.rows.dtype != out_dtype(x->c)))
         return X_FAIL(x, "out.rows has dtype %d, not %d", f->seen.rows.dtype, out_dtype(x->c));

@@ -531,6 +531,16 @@ ranks_holds ranks_held(void) {
     return h;
 }
 
+static void list_descriptors(char *text, size_t size) {
+    for (int fd = 0; fd < 256; fd++) {
+        char path[32], target[64];
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        ssize_t n = readlink(path, target, sizeof target);
+        size_t used = strlen(text);
+        if (n > 0) snprintf(text + used, size - used, " %.*s", (int)n, target);
+    }
+}
+
 bool ranks_no_leak(rank_env *env, ranks_holds before) {
     ranks_holds now = ranks_held();
     int64_t deadline = ranks_now_ms() + 1000; /* a joined thread leaves /proc/self/task a moment after pthread_join */
@@ -538,7 +548,11 @@ bool ranks_no_leak(rank_env *env, ranks_holds before) {
         nap_us(1000);
         now = ranks_held();
     }
-    if (now.fds > before.fds) return ranks_fail(env, "%d file descriptors, %d before", now.fds, before.fds);
+    if (now.fds > before.fds) {
+        char list[512] = "";
+        list_descriptors(list, sizeof list);
+        return ranks_fail(env, "%d file descriptors, %d before:%s", now.fds, before.fds, list);
+    }
     if (now.threads > before.threads) return ranks_fail(env, "%d threads, %d before", now.threads, before.threads);
     if (now.shared_maps > before.shared_maps)
         return ranks_fail(env, "%d shared mappings, %d before", now.shared_maps, before.shared_maps);

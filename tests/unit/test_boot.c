@@ -191,8 +191,14 @@ static void test_the_missing_are_named(void **state) {
         const char *text = only(guest, FE_ERROR, 4);
         assert_non_null(strstr(text, "without rank 1 rank 3"));
     }
+    assert_int_equal(error_of(d), FERRY_TIMEOUT); /* should it come yet; but nobody waits for it */
+    assert_non_null(strstr(only(d, FE_ERROR, 4), "without rank 1 rank 3"));
     fe_meeting_tick(m, 200000001, note_close);
     assert_int_equal(said[a].n + said[c].n + said[d].n, 0); /* told once */
+    assert_false(fe_meeting_over(m));
+    fe_meeting_leave(m, a);
+    fe_meeting_leave(m, c);
+    assert_true(fe_meeting_over(m));
 }
 
 static void test_a_rank_that_goes_away(void **state) {
@@ -202,6 +208,20 @@ static void test_a_rank_that_goes_away(void **state) {
     fe_meeting_leave(m, b);
     assert_int_equal(error_of(a), FERRY_TIMEOUT);
     assert_non_null(strstr(only(a, FE_ERROR, 4), "rank 1 went away"));
+}
+
+/* Who was busy elsewhere meanwhile hears of it when it comes, and does not wait for those whom that has sent home. */
+static void test_a_rank_that_went_away(void **state) {
+    (void)state;
+    int a = come(0, 3), b = come(1, 3), c = come(2, 3);
+    assert_true(gather(a, "x", 0));
+    fe_meeting_leave(m, b);
+    assert_int_equal(error_of(a), FERRY_TIMEOUT);
+    said[a].n = 0;
+    fe_meeting_leave(m, a);
+    assert_true(gather(c, "x", 0));
+    assert_int_equal(error_of(c), FERRY_TIMEOUT);
+    assert_non_null(strstr(only(c, FE_ERROR, 4), "rank 1 went away"));
 }
 
 /* say, unit: a letter for each rank: w(ait), o(ut), a(way), b(ack); ranks of one letter come together. */
@@ -424,6 +444,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_sizes_that_differ, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_the_missing_are_named, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_a_rank_that_goes_away, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_a_rank_that_went_away, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_not_all_need_come, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_who_is_late_is_left_out, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_who_is_out_or_away_stays_out, open_meeting, close_meeting),
