@@ -6,7 +6,7 @@
 
 #define RANKS  4
 #define VICTIM 1
-#define BRIEF  1500  /* ms: a deadline that is meant to pass ... */
+#define BRIEF  2500  /* ms: a deadline that is meant to pass ... */
 #define LONG   15000 /* ... and one that is not */
 
 void nap_ms(int ms);
