@@ -58,17 +58,15 @@ extern "C" {
 
 typedef enum ferry_status {
     FERRY_OK = 0,
-    FERRY_INVALID = 1, /* an argument is wrong; the call had no effect */
-    FERRY_NOMEM = 2,   /* memory, or room in the symmetric heap, is used up */
-    FERRY_SYSTEM = 3,  /* the operating system refused a call; the sentence has its name and errno */
-    FERRY_TIMEOUT = 4, /* a rank did not arrive before the group's deadline; the sentence names it and the step */
-    FERRY_ABORTED =
-        5, /* ferry_group_abort was called on some rank, one asks for an agreement, or the group failed before */
+    FERRY_INVALID = 1,     /* an argument is wrong; the call had no effect */
+    FERRY_NOMEM = 2,       /* memory, or room in the symmetric heap, is used up */
+    FERRY_SYSTEM = 3,      /* the operating system refused a call; the sentence has its name and errno */
+    FERRY_TIMEOUT = 4,     /* a rank did not arrive before the group's deadline; the sentence names it and the step */
+    FERRY_ABORTED = 5,     /* ferry_group_abort was called, a rank asks for an agreement, or the group failed before */
     FERRY_MISMATCH = 6,    /* ranks disagree: the sentence names the field, the rank and both values */
     FERRY_OVERFLOW = 7,    /* more rows than the stated capacity, under FERRY_OVERFLOW_ERROR */
     FERRY_UNSUPPORTED = 8, /* a valid request that this build or machine cannot serve */
-    FERRY_REFUSED =
-        9 /* the peer is not of this group (wrong secret in the unique id); the others go on without this rank */
+    FERRY_REFUSED = 9 /* not this group's peer (wrong secret in the unique id), or the others go on without this rank */
 } ferry_status;
 
 /* "FERRY_TIMEOUT" and so on; "unknown status" for a number that is none. Never NULL. Any thread. */
@@ -289,15 +287,18 @@ FERRY_API ferry_status ferry_group_error(ferry_group *group);
  * survivor has taken place on all. Routes made before are refused (FERRY_INVALID) and can only be destroyed; CUDA graphs are captured anew. A
  * step that failed here may have ended well on another rank: repeat it on all.
  *
- * id is NULL on one host. masked: [ranks] out, 1 for each that is masked; or NULL.
+ * On several hosts a host is masked as a whole, since its ranks hand on what the others get: with one rank of it, all. There is no memory that all
+ * could look at, so the ranks that are left meet at an id that one of them has made (ferry_unique_id_create) and sent to the others; ranks of other hosts
+ * are not called, but end their waits by their own deadlines; who has come within a timeout goes on, and the network is opened anew. If a
+ * rank is lost meanwhile the call fails on all, and is made again with another id. On one host id is not looked at, and may be NULL. masked: [ranks] out, 1 for each that is masked; or NULL.
  * FERRY_REFUSED: the others go on without this rank. It may call again, to come back when one of them proposes it
  * (ferry_group_mask_set(group, rank, 0)) and all agree; as long as it is masked its call ends in FERRY_TIMEOUT if nobody holds an agreement.
- * FERRY_TIMEOUT, FERRY_ABORTED (ferry_group_abort is for good), FERRY_UNSUPPORTED (several hosts). */
+ * FERRY_INVALID (several hosts, and no id), FERRY_TIMEOUT, FERRY_ABORTED (ferry_group_abort is for good). */
 FERRY_API ferry_status ferry_group_agree(ferry_group *group, const ferry_unique_id *id, uint8_t *masked);
 
 /* Proposes to mask another rank (1), or to take it back (0), at the next agreement: local, until then nothing changes. One rank's proposal
- * is enough; proposals are heard in ascending order of the ranks that make them, but for those of a rank that is out by then, and
- * masking comes before taking back. FERRY_INVALID: no such rank, or this one. */
+ * is enough; those of the ranks that have come when it is decided are heard in ascending order, but for those of a rank that is out by
+ * then, and masking comes before taking back. Let one rank propose, or all the same. FERRY_INVALID: no such rank, or this one. */
 FERRY_API ferry_status ferry_group_mask_set(ferry_group *group, int rank, int masked);
 /* The mask in force: masked[ranks], 1 for each rank that the group goes on without. */
 FERRY_API ferry_status ferry_group_mask_get(const ferry_group *group, uint8_t *masked);

@@ -166,6 +166,26 @@ def abort(env):
     g.close()
 
 
+def test_going_on_without_a_rank():
+    on_ranks(3, lose)
+
+
+def lose(env):
+    g = env.group(timeout=60)
+    if env.rank == 1:
+        with raises(ferry.RefusedError, "go on without it"):
+            g.agree()
+    else:
+        assert list(g.agree(mask=[1])) == [False, True, False] == list(g.masked)
+        assert [int(r) for r in g.allgather(np.full(1, env.rank, np.int32))[[0, 2], 0]] == [0, 2]
+    if env.rank == 1:
+        assert list(g.agree()) == [False] * 3
+    else:
+        assert list(g.agree(unmask=[1])) == [False] * 3
+    g.barrier()
+    g.close()
+
+
 def test_an_exception_in_with_wakes_the_others():
     on_ranks(2, failing)
 

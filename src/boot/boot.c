@@ -165,23 +165,29 @@ ferry_status fe_boot_environment(const fe_launch *launch, int timeout_ms, fe_boo
 
 /* ---- allgather ---- */
 
-/* Sends `head` bytes, then the data; hears the round, `head` bytes again, and the data of all. */
-static ferry_status ask_hub(fe_boot *b, fe_wire_type ask, fe_wire_type answer, const uint8_t *say, uint8_t *who,
-                            const void *mine, void *all, size_t bytes) {
+typedef struct question { /* to the hub, and its answer */
+    fe_wire_type ask, answer;
+    const uint8_t *before; /* what comes before the data, .. */
+    size_t before_bytes;
+    uint8_t *who; /* ... and in the answer: [ranks], or NULL */
+} question;
+
+static ferry_status ask_hub(fe_boot *b, const question *q, const void *mine, void *all, size_t bytes) {
     static const char doing[] = "the group was made";
     int64_t deadline = fe_now_ns() + b->timeout_ns;
     uint8_t head[FE_WIRE_HEADER + 4], round[4];
     bool late;
-    size_t beside = say ? (size_t)b->ranks : 0, answered = beside + (size_t)b->ranks * bytes;
-    fe_wire_put_head(head, ask, (uint32_t)(4 + beside + bytes));
+    size_t answer = (size_t)b->ranks * bytes, who = q->who ? (size_t)b->ranks : 0;
+    fe_wire_put_head(head, q->ask, (uint32_t)(4 + q->before_bytes + bytes));
     fe_wire_put_u32(head + FE_WIRE_HEADER, b->round);
     if (!fe_net_send(b->fd, head, sizeof head, deadline, &late) ||
-        (say && !fe_net_send(b->fd, say, beside, deadline, &late)) || !fe_net_send(b->fd, mine, bytes, deadline, &late))
+        (q->before_bytes && !fe_net_send(b->fd, q->before, q->before_bytes, deadline, &late)) ||
+        !fe_net_send(b->fd, mine, bytes, deadline, &late))
         return hub_silent(b, late, doing);
-    FE_TRY(expect(b, answer, (uint32_t)(4 + answered), deadline + GRACE_NS, doing));
+    FE_TRY(expect(b, q->answer, (uint32_t)(4 + who + answer), deadline + GRACE_NS, doing));
     if (!fe_net_recv(b->fd, round, sizeof round, deadline + GRACE_NS, &late) ||
-        (who && !fe_net_recv(b->fd, who, beside, deadline + GRACE_NS, &late)) ||
-        !fe_net_recv(b->fd, all, (size_t)b->ranks * bytes, deadline + GRACE_NS, &late))
+        (who && !fe_net_recv(b->fd, q->who, who, deadline + GRACE_NS, &late)) ||
+        !fe_net_recv(b->fd, all, answer, deadline + GRACE_NS, &late))
         return hub_silent(b, late, doing);
     if (fe_wire_get_u32(round) != b->round)
         return fe_fail(FERRY_MISMATCH, "rank %d is at step %u of making the group, the others at %u", b->rank, b->round,
@@ -191,12 +197,22 @@ static ferry_status ask_hub(fe_boot *b, fe_wire_type ask, fe_wire_type answer, c
 }
 
 static ferry_status gather_by_hub(fe_boot *b, const void *mine, void *all, size_t bytes) {
-    return ask_hub(b, FE_GATHER, FE_ALL, NULL, NULL, mine, all, bytes);
+    question q = {.ask = FE_GATHER, .answer = FE_ALL};
+    return ask_hub(b, &q, mine, all, bytes);
 }
 
-ferry_status fe_boot_muster(fe_boot *b, const uint8_t *say, const void *mine, uint8_t *who, void *all, size_t bytes) {
+ferry_status fe_boot_muster(fe_boot *b, const uint8_t *say, const int *unit, const void *mine, uint8_t *who, void *all,
+                            size_t bytes) {
+    uint8_t before[3 * FERRY_MAX_RANKS];
+    question q = {
+        .ask = FE_MUSTER, .answer = FE_ROLL, .before = before, .before_bytes = 3 * (size_t)b->ranks, .who = who};
     if (bytes > FE_BOOT_MAX) return fe_fail(FERRY_INVALID, "%zu bytes to gather, at most %d", bytes, FE_BOOT_MAX);
-    b->failed = ask_hub(b, FE_MUSTER, FE_ROLL, say, who, mine, all, bytes);
+    memcpy(before, say, (size_t)b->ranks);
+    for (int r = 0; r < b->ranks; r++) {
+        before[b->ranks + 2 * r] = (uint8_t)unit[r];
+        before[b->ranks + 2 * r + 1] = (uint8_t)(unit[r] >> 8);
+    }
+    b->failed = ask_hub(b, &q, mine, all, bytes);
     if (b->failed != FERRY_OK) snprintf(b->why, sizeof b->why, "%s", ferry_last_error());
     return b->failed;
 }

@@ -35,8 +35,10 @@ typedef enum fe_say {
     FE_SAY_BACK  /* ... that it is to come */
 } fe_say;
 /* The first of a meeting, in place of the first allgather: waits for all who are waited for, or until the first deadline passes. who[ranks]:
- * 1 for each that has come in time; only those take part in what follows. all: zeros of the others. FERRY_REFUSED: this rank is not of them. */
-ferry_status fe_boot_muster(fe_boot *boot, const uint8_t *say, const void *mine, uint8_t *who, void *all, size_t bytes);
+ * 1 for each that has come in time; only those take part in what follows. unit: [ranks] ranks of one number come together, or none of them.
+ * all: zeros of those who have not come. FERRY_REFUSED: this rank is not of those who have. */
+ferry_status fe_boot_muster(fe_boot *boot, const uint8_t *say, const int *unit, const void *mine, uint8_t *who,
+                            void *all, size_t bytes);
 
 /* The numeric address that this rank is reached at by whoever reaches the meeting place; "" where the caller meets by himself. */
 #define FE_BOOT_ADDRESS 64

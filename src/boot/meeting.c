@@ -113,9 +113,9 @@ static bool send_zeros(fe_meeting *m, int guest, uint32_t bytes) {
     return there;
 }
 
-/* A rank that sends nothing to all others: the whole answer is sent in one go, rank by rank. beside: what comes first, of as many bytes as
- * there are ranks; and what each rank has sent before its data. */
-static void answer_all(fe_meeting *m, fe_wire_type type, const uint8_t *beside, uint32_t bytes) {
+/* A rank that sends nothing to all others: the whole answer is sent in one go, rank by rank. beside: what comes first, a byte for each rank;
+ * skip: bytes that each has sent before its data. */
+static void answer_all(fe_meeting *m, fe_wire_type type, const uint8_t *beside, uint32_t skip, uint32_t bytes) {
     uint8_t head[FE_WIRE_HEADER + 4];
     uint32_t first = beside ? (uint32_t)m->ranks : 0;
     fe_wire_put_head(head, type, 4 + first + (uint32_t)m->ranks * bytes);
@@ -127,7 +127,7 @@ static void answer_all(fe_meeting *m, fe_wire_type type, const uint8_t *beside, 
             m->send(m->context, guest, head, sizeof head) && (!beside || m->send(m->context, guest, beside, first));
         for (int from = 0; there && bytes && from < m->ranks; from++)
             there = m->absent[from] ? send_zeros(m, guest, bytes)
-                                    : m->send(m->context, guest, guest_of(m, from)->payload + 4 + first, bytes);
+                                    : m->send(m->context, guest, guest_of(m, from)->payload + 4 + skip, bytes);
     }
     for (int r = 0; r < m->ranks; r++) {
         fe_guest *g = guest_of(m, r);
@@ -142,7 +142,17 @@ static void answer_all(fe_meeting *m, fe_wire_type type, const uint8_t *beside, 
 
 /* ---- who comes, where not all need ---- */
 
-/* What is said of each rank, all in all: by those of the group, in ascending order; who is out by then is not asked. */
+static uint32_t muster_head(const fe_meeting *m) {
+    return 3 * (uint32_t)m->ranks;
+}
+
+static bool one_unit(const fe_guest *g, int ranks, int a, int b) {
+    const uint8_t *unit = g->payload + 4 + ranks;
+    return unit[2 * a] == unit[2 * b] && unit[2 * a + 1] == unit[2 * b + 1];
+}
+
+/* What is said of each rank, all in all: by those of the group, in ascending order; who is out by then is not asked, and takes its unit
+ * along. */
 static void weigh(fe_meeting *m, uint8_t *said) {
     memset(said, FE_SAY_WAIT, (size_t)m->ranks);
     for (int r = 0; r < m->ranks; r++) {
@@ -153,8 +163,24 @@ static void weigh(fe_meeting *m, uint8_t *said) {
             if (now == FE_SAY_OUT || (now == FE_SAY_BACK && said[other] != FE_SAY_OUT) ||
                 (now == FE_SAY_AWAY && said[other] == FE_SAY_WAIT))
                 said[other] = now;
+            for (int r2 = 0; now == FE_SAY_OUT && r2 < m->ranks; r2++)
+                if (one_unit(g, m->ranks, other, r2)) said[r2] = FE_SAY_OUT;
         }
     }
+}
+
+/* A unit of which one is missing is missing. Any guest that has gathered knows the units. */
+static void drop_torn(fe_meeting *m, uint8_t *who) {
+    const fe_guest *knows = NULL;
+    uint8_t whole[FERRY_MAX_RANKS];
+    for (int r = 0; r < m->ranks && !knows; r++)
+        if (who[r]) knows = guest_of(m, r);
+    for (int r = 0; r < m->ranks && knows; r++) {
+        whole[r] = 1;
+        for (int other = 0; other < m->ranks; other++)
+            if (!who[other] && one_unit(knows, m->ranks, r, other)) whole[r] = 0;
+    }
+    for (int r = 0; r < m->ranks; r++) who[r] = who[r] && whole[r];
 }
 
 static bool comes(uint8_t said) {
@@ -170,19 +196,23 @@ static void call_roll(fe_meeting *m, uint32_t bytes) {
     for (int r = 0; r < m->ranks; r++) {
         fe_guest *g = guest_of(m, r);
         who[r] = g && g->gathered && comes(said[r]);
+    }
+    drop_torn(m, who);
+    for (int r = 0; r < m->ranks; r++) {
+        fe_guest *g = guest_of(m, r);
         m->absent[r] = !who[r];
         if (who[r] || !g) continue;
         snprintf(sentence, sizeof sentence, "rank %d: the other ranks go on without it", r);
         g->deadline_ns = 0;
         say_error(m, m->guest_of[r] - 1, FERRY_REFUSED, sentence);
     }
-    answer_all(m, FE_ROLL, who, bytes);
+    answer_all(m, FE_ROLL, who, muster_head(m), bytes);
 }
 
 static bool hear_muster(fe_meeting *m, int guest, int64_t now) {
     fe_guest *g = &m->guest[guest];
     uint8_t said[FERRY_MAX_RANKS];
-    if (g->rank < 0 || g->message.bytes < 4 + (uint32_t)m->ranks || m->round || m->called ||
+    if (g->rank < 0 || g->message.bytes < 4 + muster_head(m) || m->round || m->called ||
         fe_wire_get_u32(g->payload) != 0 || m->gathers)
         return false;
     m->musters = true;
@@ -194,7 +224,7 @@ static bool hear_muster(fe_meeting *m, int guest, int64_t now) {
         if (other && other->gathered && other->message.bytes != g->message.bytes) return false;
         if (comes(said[r]) && !(other && other->gathered)) return true; /* somebody is still to come */
     }
-    call_roll(m, g->message.bytes - 4 - (uint32_t)m->ranks);
+    call_roll(m, g->message.bytes - 4 - muster_head(m));
     return true;
 }
 
@@ -217,7 +247,7 @@ static bool hear_gather(fe_meeting *m, int guest, int64_t now) {
         say_error_to_waiting(m, FERRY_MISMATCH, sentence);
         return true;
     }
-    answer_all(m, FE_ALL, NULL, g->message.bytes - 4);
+    answer_all(m, FE_ALL, NULL, 0, g->message.bytes - 4);
     return true;
 }
 
@@ -307,7 +337,7 @@ int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context,
         if (now < g->deadline_ns) {
             if (g->deadline_ns < next) next = g->deadline_ns;
         } else if (g->gathered && m->musters && !m->called) {
-            call_roll(m, g->message.bytes - 4 - (uint32_t)m->ranks);
+            call_roll(m, g->message.bytes - 4 - muster_head(m));
         } else if (g->gathered) {
             char sentence[FE_SENTENCE];
             name_missing(m, g->timeout_ns, sentence);

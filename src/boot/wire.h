@@ -7,7 +7,7 @@
  *   WELCOME  hub -> rank   empty
  *   GATHER   rank -> hub   round u32, data
  *   ALL      hub -> rank   round u32, data of all ranks, in rank order
- *   MUSTER   rank -> hub   round u32 (0), an fe_say byte of each rank, data
+ *   MUSTER   rank -> hub   round u32 (0), an fe_say byte of each rank, a u16 of each: ranks of one number come together or not at all, data
  *   ROLL     hub -> rank   round u32, a byte of each rank (1: it has come), data of all ranks, zeros of who has not
  *   ERROR    hub -> rank   ferry_status i32, a sentence
  */
@@ -23,7 +23,7 @@ enum {
     FE_WIRE_HEADER = 16,
     FE_WIRE_SECRET = 16,
     FE_WIRE_HELLO_BYTES = FE_WIRE_SECRET + 16,
-    FE_WIRE_GATHER_MAX = 4 + FERRY_MAX_RANKS + FE_BOOT_MAX, /* the largest that a hub accepts */
+    FE_WIRE_GATHER_MAX = 4 + 3 * FERRY_MAX_RANKS + FE_BOOT_MAX, /* the largest that a hub accepts */
     FE_WIRE_ERROR_MAX = 4 + FE_SENTENCE
 };
 

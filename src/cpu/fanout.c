@@ -145,7 +145,7 @@ static bool say_rows(job *j) {
     static const uint64_t nothing[FE_CELL_WORDS];
     const fe_heap *heap = &j->crew->engine->heap;
     for (int h = 0; h < j->far->hosts->count; h++) {
-        if (h == j->far->hosts->mine) continue;
+        if (h == j->far->hosts->mine || fe_heap_host_masked(heap, h)) continue;
         int source = fe_hosts_rank(j->far->hosts, h, j->far->hosts->index);
         if (fe_slots_fixed(&j->pass->route->shape) && !hand_on_tails(j, h, source)) {
             atomic_store(&j->unsound, h + 1);

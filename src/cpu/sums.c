@@ -132,7 +132,10 @@ ferry_status fe_cpu_sums(const fe_crew *crew, const fe_pass *pass) {
                                      .weights = fe_near(heap, r, word[FE_OFFER_WEIGHTS]),
                                      .stride = (size_t)word[FE_OFFER_STRIDE]};
     }
-    for (int i = 1; i < heap->hosts.count; i++) FE_TRY(serve(j, (heap->hosts.mine + i) % heap->hosts.count));
+    for (int i = 1; i < heap->hosts.count; i++) {
+        int host = (heap->hosts.mine + i) % heap->hosts.count;
+        if (!fe_heap_host_masked(heap, host)) FE_TRY(serve(j, host));
+    }
     return FERRY_OK;
 }
 

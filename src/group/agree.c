@@ -46,6 +46,7 @@ ferry_status fe_group_adopt(ferry_group *g, const fe_verdict *v) {
     for (int r = 0; r < g->ranks; r++)
         if (fe_heap_masked(&e->heap, r)) fe_watch_mask(&e->heap, r);
     atomic_store(&fe_heap_control(&e->heap, g->rank)->failed, 0);
+    atomic_store(&fe_heap_control(&e->heap, g->rank)->lost, 0);
     fe_fault_clear(&e->fault);
     return fe_watch_resume(&e->heap) ? FERRY_OK : fe_watch_aborted(&e->heap);
 }
@@ -60,6 +61,11 @@ bool fe_group_rest(ferry_group *g) {
     return hurt || atomic_load(&e->fault.broken);
 }
 
+void fe_group_exclude(ferry_group *g) {
+    atomic_store_explicit(&g->engine.heap.masked[g->rank], 1, memory_order_relaxed);
+    fe_watch_exclude(&g->engine.heap);
+}
+
 /* One agreement. *again: it holds, but a rank was lost before all had begun the era. */
 static ferry_status agree_once(ferry_group *g, bool *again) {
     fe_engine *e = &g->engine;
@@ -69,7 +75,7 @@ static ferry_status agree_once(ferry_group *g, bool *again) {
     ferry_status status = fe_council_hold(&e->watch, g->wish, hurt, &verdict);
     if (status == FERRY_REFUSED) {
         take_mask(g, &verdict);
-        fe_watch_exclude(&e->heap);
+        fe_group_exclude(g);
     }
     FE_TRY(status);
     status = fe_group_adopt(g, &verdict);
@@ -82,18 +88,25 @@ static ferry_status agree_once(ferry_group *g, bool *again) {
     return status;
 }
 
-ferry_status ferry_group_agree(ferry_group *g, const ferry_unique_id *id, uint8_t *masked) {
-    FE_TRY(fe_group_check(g, "ferry_group_agree"));
-    (void)id;
-    if (g->engine.heap.hosts.count > 1)
-        return fe_fail(FERRY_UNSUPPORTED, "ferry_group_agree: the group is on %d hosts", g->engine.heap.hosts.count);
-    bool again = true;
+/* On one host. Each round is without a rank more. */
+static ferry_status agree_here(ferry_group *g) {
     ferry_status status = FERRY_OK;
-    for (int round = 0; again && round <= g->ranks; round++) { /* each is without a rank more */
+    bool again = true;
+    for (int round = 0; again && round <= g->ranks; round++) {
         again = false;
         status = agree_once(g, &again);
         if (again) fe_fault_note(&g->engine.fault, status, true);
     }
+    return status;
+}
+
+ferry_status ferry_group_agree(ferry_group *g, const ferry_unique_id *id, uint8_t *masked) {
+    FE_TRY(fe_group_check(g, "ferry_group_agree"));
+    bool far = g->engine.heap.hosts.count > 1;
+    if (far && !id)
+        return fe_fail(FERRY_INVALID, "ferry_group_agree: the group is on %d hosts, and the unique id is NULL",
+                       g->engine.heap.hosts.count);
+    ferry_status status = far ? fe_group_agree_at(g, id) : agree_here(g);
     if (status != FERRY_OK && status != FERRY_REFUSED) fe_fault_note(&g->engine.fault, status, true);
     return status == FERRY_OK && masked ? ferry_group_mask_get(g, masked) : status;
 }

@@ -61,6 +61,10 @@ ferry_status fe_group_last_word(const ferry_group *group, fe_boot *boot, ferry_s
 bool fe_group_rest(ferry_group *group);
 /* Begins the verdict's era. */
 ferry_status fe_group_adopt(ferry_group *group, const fe_verdict *verdict);
+/* The others go on without this rank. */
+void fe_group_exclude(ferry_group *group);
+/* The agreement of several hosts, at the id's hub. */
+ferry_status fe_group_agree_at(ferry_group *group, const ferry_unique_id *id);
 /* This map from the next era on. *map gets the one that there was. */
 void fe_group_take_map(ferry_group *group, fe_map *map);
 /* All-gather of the ranks that are not masked, in this thread. */

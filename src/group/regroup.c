@@ -1,5 +1,6 @@
-/* Meeting again, at a hub: a new process takes a rank's place, and a new map of experts comes into force. The ranks that are there keep
- * their memory, and map the newcomer's; then an era begins, as after any agreement (agree.c). One host. */
+/* Meeting again, at a hub. On one host a new process takes a rank's place, and a new map of experts comes into force: the ranks that are
+ * there keep their memory, and map the newcomer's. On several, where memory has no place that all could look at, it is how those who are left
+ * find each other; their network is opened anew. Then an era begins, as after any agreement (agree.c). */
 #include "group/config.h"
 #include "group/group.h"
 
@@ -16,8 +17,8 @@ typedef struct entry { /* what each rank brings */
 typedef struct regroup {
     ferry_group *g;
     fe_boot *boot;
-    const ferry_group_config *cfg;
-    bool fresh; /* this rank is a newcomer */
+    const ferry_group_config *cfg; /* NULL: an agreement, without newcomers and over several hosts */
+    bool fresh;                    /* this rank is a newcomer */
     uint8_t who[FERRY_MAX_RANKS], is_fresh[FERRY_MAX_RANKS];
     entry all[FERRY_MAX_RANKS];
     int teller;  /* the rank whose heap is furthest */
@@ -40,25 +41,45 @@ static entry own_entry(const regroup *r) {
                    .member = !fe_heap_masked(heap, g->rank)};
 }
 
-/* All places are to be filled, but those that are proposed to stay empty. */
-static ferry_status muster(regroup *r) {
+/* An agreement waits for those who were there and can be; else all places are to be filled, but those proposed to stay empty. */
+static fe_say say_of(const regroup *r, int rank) {
     const ferry_group *g = r->g;
-    uint8_t say[FERRY_MAX_RANKS];
-    entry mine = own_entry(r);
-    for (int i = 0; i < g->ranks; i++) say[i] = g->wish[i] > 0 ? FE_SAY_OUT : FE_SAY_WAIT;
-    say[g->rank] = mine.member ? FE_SAY_WAIT : FE_SAY_AWAY;
-    FE_TRY(fe_boot_muster(r->boot, say, &mine, r->who, r->all, sizeof mine));
+    const fe_heap *heap = &g->engine.heap;
+    if (rank == g->rank) return r->fresh || fe_heap_masked(heap, rank) ? FE_SAY_AWAY : FE_SAY_WAIT;
+    if (g->wish[rank] > 0) return FE_SAY_OUT;
+    if (r->cfg) return FE_SAY_WAIT;
+    if (fe_heap_masked(heap, rank)) return g->wish[rank] < 0 ? FE_SAY_BACK : FE_SAY_AWAY;
+    if (!fe_heap_near(heap, rank)) return FE_SAY_WAIT;
+    fe_fate fate = fe_watch_fate(heap, rank);
+    return fate == FE_DEAD || fate == FE_LEFT ? FE_SAY_OUT : FE_SAY_WAIT;
+}
+
+static void read_roll(regroup *r) {
     r->teller = -1;
-    for (int i = 0; i < g->ranks; i++) {
+    for (int i = 0; i < r->g->ranks; i++) {
         if (!r->who[i]) continue;
         r->is_fresh[i] = r->all[i].fresh != 0;
         r->behind = r->behind || !r->all[i].member;
         r->verdict.member[i / 64] |= (uint64_t)1 << i % 64;
         if (r->all[i].member && (r->teller < 0 || r->all[i].story.calls > r->all[r->teller].story.calls)) r->teller = i;
     }
+}
+
+static ferry_status muster(regroup *r) {
+    const ferry_group *g = r->g;
+    const fe_hosts *hosts = &g->engine.heap.hosts;
+    uint8_t say[FERRY_MAX_RANKS];
+    int unit[FERRY_MAX_RANKS];
+    entry mine = own_entry(r);
+    for (int i = 0; i < g->ranks; i++) {
+        say[i] = (uint8_t)say_of(r, i);
+        unit[i] = hosts->count > 1 ? hosts->host_of[i] : i;
+    }
+    FE_TRY(fe_boot_muster(r->boot, say, unit, &mine, r->who, r->all, sizeof mine));
+    read_roll(r);
     if (r->teller < 0)
         return fe_fail(FERRY_INVALID, "rank %d: no rank of a group has come that newcomers could join", g->rank);
-    if (!r->who[0]) /* agreements are kept in its memory */
+    if (r->cfg && !r->who[0]) /* agreements are kept in its memory */
         return fe_fail(FERRY_UNSUPPORTED, "rank %d: rank 0 is not there: somebody must take its place", g->rank);
     r->verdict.era = r->all[r->teller].era + 1;
     r->verdict.story = r->all[r->teller].story;
@@ -105,6 +126,15 @@ static ferry_status check_room(const ferry_group *g, const fe_map *map) {
         map->homes, map->most_local, g->room.homes, g->room.most_local);
 }
 
+/* The heap of whoever was away is as the others'. */
+static ferry_status take_blocks(regroup *r) {
+    fe_heap *heap = &r->g->engine.heap;
+    bool mine_too = r->fresh || !r->all[r->g->rank].member;
+    if (r->behind) FE_TRY(fe_heap_tell_blocks(r->boot, heap, r->teller, (size_t)r->all[r->teller].blocks, mine_too));
+    if (mine_too) heap->story = r->verdict.story;
+    return FERRY_OK;
+}
+
 static ferry_status meet(regroup *r) {
     ferry_group *g = r->g;
     fe_heap *heap = &g->engine.heap;
@@ -125,6 +155,47 @@ static ferry_status begin(regroup *r) {
     if (status == FERRY_OK) fe_council_record(&g->engine.heap, &r->verdict);
     status = fe_group_last_word(g, r->boot, status);
     if (status != FERRY_OK) fe_fault_note(&g->engine.fault, status, true);
+    return status;
+}
+
+/* ---- over several hosts ---- */
+
+static void call_near(const ferry_group *g) {
+    const fe_heap *heap = &g->engine.heap;
+    for (int r = 0; r < g->ranks; r++)
+        if (r != g->rank && fe_heap_reaches(heap, r)) fe_watch_recall(heap, r);
+}
+
+/* What an old step still has on its way goes to an address and a key that are no more. */
+static ferry_status reopen(regroup *r) {
+    fe_engine *e = &r->g->engine;
+    fe_far_close(e->far);
+    e->far = NULL;
+    ferry_status status = fe_group_adopt(r->g, &r->verdict);
+    FE_TRY(fe_far_open(r->boot, &e->heap, &e->watch, status, &e->far));
+    e->watch.far = e->far;
+    return status;
+}
+
+static ferry_status agree_hosts(regroup *r) {
+    ferry_status status = muster(r);
+    if (status == FERRY_REFUSED) fe_group_exclude(r->g);
+    FE_TRY(status);
+    FE_TRY(take_blocks(r));
+    return fe_group_last_word(r->g, r->boot, reopen(r));
+}
+
+ferry_status fe_group_agree_at(ferry_group *g, const ferry_unique_id *id) {
+    regroup *r = calloc(1, sizeof *r);
+    if (!r) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", g->rank, g->ranks);
+    *r = (regroup){.g = g};
+    if (fe_group_rest(g)) call_near(g);
+    ferry_status status =
+        fe_heap_why(&g->engine.heap, g->rank) == FE_GROUP_ABORTED ? fe_watch_aborted(&g->engine.heap) : FERRY_OK;
+    if (status == FERRY_OK) status = fe_boot_join(id, g->rank, g->ranks, g->config.timeout_ms, &r->boot);
+    if (status == FERRY_OK) status = agree_hosts(r);
+    fe_boot_leave(r->boot);
+    free(r);
     return status;
 }
 

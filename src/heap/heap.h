@@ -142,6 +142,11 @@ static inline bool fe_heap_masked(const fe_heap *heap, int rank) {
     return heap->masked && atomic_load_explicit(&heap->masked[rank], memory_order_relaxed);
 }
 
+/* Of several hosts one goes as a whole: its ranks are each other's gateways. */
+static inline bool fe_heap_host_masked(const fe_heap *heap, int host) {
+    return fe_heap_masked(heap, fe_hosts_rank(&heap->hosts, host, 0));
+}
+
 /* Ranks whose memory steps read and write. */
 static inline bool fe_heap_reaches(const fe_heap *heap, int rank) {
     return fe_heap_near(heap, rank) && !fe_heap_masked(heap, rank);

@@ -191,6 +191,7 @@ ferry_status fe_far_submit(fe_far *f, const fe_order *order) {
 
 ferry_status fe_far_push(fe_far *f, int host, fe_kind kind, int half, uint64_t local, uint64_t remote, size_t bytes) {
     const fe_heap *heap = f->heap;
+    if (fe_heap_host_masked(heap, host)) return FERRY_OK;
     fe_order order = {.peer = fe_hosts_rank(&heap->hosts, host, heap->hosts.index),
                       .immediate = fe_immediate_pack(FE_CHUNK, (int)kind, half, heap->rank),
                       .local = local,
@@ -205,7 +206,7 @@ ferry_status fe_far_tell(fe_far *f, int host, fe_kind kind, int half, uint64_t e
     const fe_heap *heap = f->heap;
     for (int i = 1; i < heap->hosts.count; i++) {
         int to = (heap->hosts.mine + i) % heap->hosts.count;
-        if (host >= 0 && host != to) continue;
+        if ((host >= 0 && host != to) || fe_heap_host_masked(heap, to)) continue;
         uint64_t at = fe_room_letter(heap, false, (int)kind, half, to);
         fe_letter *letter = fe_near(heap, heap->rank, at);
         letter->epoch = epoch;

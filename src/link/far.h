@@ -9,7 +9,9 @@
 
 typedef struct fe_far fe_far;
 
-/* [collective over boot] Opens the network, tells and learns addresses, starts the proxy. before: what has failed here already, of which
+/* To a host that is masked nothing is said. Opened anew after an agreement that is held over several hosts.
+ *
+ * [collective over boot] Opens the network, tells and learns addresses, starts the proxy. before: what has failed here already, of which
  * the others hear, and which is returned; its sentence is the thread's last error. */
 ferry_status fe_far_open(fe_boot *boot, const fe_heap *heap, const fe_watch *watch, ferry_status before, fe_far **far);
 /* Sends what was ordered, as long as it moves and no longer than the group's timeout; says good-bye, and waits a little for the column's.

@@ -212,6 +212,7 @@ ferry_status fe_ofi_meet(fe_ofi *o, const fe_ofi_card *cards, int ranks) {
     if (!o->peer || !o->key || !o->base || !o->peer_tag)
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the addresses of %d ranks", o->rank, ranks);
     for (int r = 0; r < ranks; r++) {
+        if (!cards[r].provider[0]) continue; /* it is not there */
         if (strncmp(cards[r].provider, cards[o->rank].provider, sizeof cards[r].provider) != 0)
             return fe_fail(FERRY_MISMATCH,
                            "libfabric's provider is %.31s on rank %d, %.31s on rank %d: set FERRY_FABRIC",

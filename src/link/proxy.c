@@ -153,7 +153,7 @@ static void say(fe_far *f, int peer, fe_arrival what) {
 static void say_to_column(fe_far *f, fe_arrival what) {
     const fe_hosts *hosts = &f->heap->hosts;
     for (int h = 0; h < hosts->count; h++)
-        if (h != hosts->mine) say(f, fe_hosts_rank(hosts, h, hosts->index), what);
+        if (h != hosts->mine && !fe_heap_host_masked(f->heap, h)) say(f, fe_hosts_rank(hosts, h, hosts->index), what);
 }
 
 /* An abort crosses in every column, whoever of the host it came from. */
@@ -229,14 +229,16 @@ static bool column_gone(const fe_far *f) {
     const fe_hosts *hosts = &f->heap->hosts;
     for (int h = 0; h < hosts->count; h++) {
         int peer = fe_hosts_rank(hosts, h, hosts->index);
-        if (h != hosts->mine && !f->inbox.bye[peer] && !atomic_load(&f->lost[peer])) return false;
+        if (h != hosts->mine && !fe_heap_host_masked(f->heap, h) && !f->inbox.bye[peer] && !atomic_load(&f->lost[peer]))
+            return false;
     }
     return true;
 }
 
 static void leave(fe_far *f) {
     const fe_control *mine = fe_heap_control(f->heap, f->heap->rank);
-    bool in_peace = !atomic_load(&mine->failed) && fe_heap_why(f->heap, f->heap->rank) != FE_GROUP_ABORTED && f->first_lost < 0;
+    bool in_peace =
+        !atomic_load(&mine->failed) && fe_heap_why(f->heap, f->heap->rank) != FE_GROUP_ABORTED && f->first_lost < 0;
     drain(f, in_peace);
     say_to_column(f, FE_BYE);
     drain(f, in_peace);

@@ -1,10 +1,11 @@
 /* One rank of tests/hosts/run, in a process of its own: steps, each compared with the oracle, until there have been enough or until the
  * others are out of reach.
  *
- *   host_rank RANK RANKS HOSTS ID-FILE STEPS [late]
+ *   host_rank RANK RANKS HOSTS ID-FILE STEPS [late|lost]
  *
  * Rank 0 makes the unique id and leaves it in ID-FILE. `late`: the steps are to end in FERRY_TIMEOUT, whose sentence must name a rank of
- * another host; nothing else is success. */
+ * another host; nothing else is success. `lost`: the same, since host 1 is killed; then those who are left agree at an id in ID-FILE.again, and
+ * do ten steps more. */
 #include "base/num.h"
 #include "oracle/oracle.h"
 #include <stdio.h>
@@ -40,8 +41,7 @@ static void give_back(void *context, int rank, int64_t slot, uint8_t *data) {
         }
 }
 
-static bool prepare(world *w) {
-    oracle_tokens tokens[RANKS_MOST];
+static bool draw_all(world *w) {
     for (int r = 0; r < w->ranks; r++) {
         w->idx[r] = malloc(sizeof(int64_t) * TOKENS * TOPK);
         w->rows[r] = malloc((size_t)TOKENS * HIDDEN * 2);
@@ -51,8 +51,16 @@ static bool prepare(world *w) {
             uint16_t x = fe_bf16_from_f32((float)(draw(i * 64 + 32 + (uint64_t)r) % 2001) / 1000.0f - 1.0f);
             memcpy(w->rows[r] + i * 2, &x, 2);
         }
-        tokens[r] = (oracle_tokens){.tokens = TOKENS, .topk_idx = w->idx[r], .rows = w->rows[r]};
     }
+    w->expected = malloc((size_t)TOKENS * HIDDEN * 2);
+    return w->expected != NULL;
+}
+
+/* What must come of a step: of all, or without the masked. */
+static bool plan(world *w, const uint8_t masked[RANKS_MOST]) {
+    oracle_tokens tokens[RANKS_MOST];
+    for (int r = 0; r < w->ranks; r++)
+        tokens[r] = (oracle_tokens){.tokens = masked[r] ? 0 : TOKENS, .topk_idx = w->idx[r], .rows = w->rows[r]};
     oracle_config config = {.ranks = w->ranks,
                             .experts = EXPERTS,
                             .topk = TOPK,
@@ -60,11 +68,12 @@ static bool prepare(world *w) {
                             .layout = FERRY_LAYOUT_RANK,
                             .columns = HIDDEN,
                             .dtype = FERRY_BF16,
-                            .hosts = w->hosts};
+                            .hosts = w->hosts,
+                            .masked = masked};
+    oracle_free(w->plan);
     w->plan = oracle_new(&config, tokens);
-    w->expected = malloc((size_t)TOKENS * HIDDEN * 2);
     void *scratch = malloc(HIDDEN * 12);
-    if (!w->plan || !w->expected || !scratch) return false;
+    if (!w->plan || !scratch) return false;
     oracle_combine combine = {
         .columns = HIDDEN, .in_type = FERRY_BF16, .out_type = FERRY_BF16, .row = give_back, .context = w};
     for (int t = 0; t < TOKENS; t++)
@@ -145,6 +154,29 @@ static int run(const world *w, ferry_group *g, int steps, bool late) {
     return good ? 0 : 1;
 }
 
+/* Without host 1, which is no more. */
+static int go_on(world *w, ferry_group *g, const char *file) {
+    uint8_t masked[RANKS_MOST], wanted[RANKS_MOST] = {0};
+    char again[1024];
+    ferry_unique_id id;
+    for (int r = 0; r < w->ranks; r++) wanted[r] = r / (w->ranks / w->hosts) == 1;
+    snprintf(again, sizeof again, "%s.again", file);
+    ferry_status status = meet(w, again, &id) ? ferry_group_agree(g, &id, masked) : FERRY_SYSTEM;
+    if (status != FERRY_OK || memcmp(masked, wanted, (size_t)w->ranks) != 0 || !plan(w, wanted)) {
+        printf("rank %d: no agreement: %s\n", w->rank, status ? ferry_last_error() : "another mask");
+        return 1;
+    }
+    return run(w, g, 10, false);
+}
+
+/* For those who are to disturb the steps. */
+static void tell_begun(const char *file) {
+    char begun[1024];
+    snprintf(begun, sizeof begun, "%s.begun", file);
+    FILE *f = fopen(begun, "w");
+    if (f) fclose(f);
+}
+
 int main(int argc, char **argv) {
     if (argc < 6) return 2;
     world w = {.rank = atoi(argv[1]), .ranks = atoi(argv[2]), .hosts = atoi(argv[3])};
@@ -156,12 +188,16 @@ int main(int argc, char **argv) {
     cfg.max_tokens = TOKENS;
     cfg.max_topk = TOPK;
     cfg.threads = 1;
-    if (w.ranks > RANKS_MOST || !prepare(&w)) return 2;
+    static const uint8_t nobody[RANKS_MOST];
+    const char *mode = argc > 6 ? argv[6] : "";
+    if (w.ranks > RANKS_MOST || !draw_all(&w) || !plan(&w, nobody)) return 2;
     if (!meet(&w, argv[4], &id) || ferry_group_create(&id, w.rank, w.ranks, &cfg, &g) != FERRY_OK) {
         printf("rank %d: no group: %s\n", w.rank, ferry_last_error());
         return 1;
     }
-    int code = run(&w, g, atoi(argv[5]), argc > 6 && strcmp(argv[6], "late") == 0);
+    if (w.rank == 0) tell_begun(argv[4]);
+    int code = run(&w, g, atoi(argv[5]), *mode != 0);
+    if (code == 0 && strcmp(mode, "lost") == 0) code = go_on(&w, g, argv[4]);
     fflush(stdout);
     ferry_group_destroy(g);
     return code;

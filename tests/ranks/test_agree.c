@@ -8,91 +8,15 @@
 
 #include <cmocka.h>
 
-#include "ranks/exchange.h"
+#include "ranks/lost.h"
 #include <signal.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
 
-#define RANKS  4
-#define VICTIM 1
-#define BRIEF  1000  /* ms: a deadline that is meant to pass ... */
-#define LONG   15000 /* ... and one that is not */
-
-static void nap_ms(int ms) {
-    struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L};
-    nanosleep(&t, NULL);
-}
-
-static bool open_group(rank_env *env, int timeout_ms, ferry_group **g) {
-    ferry_group_config cfg = ranks_config(8, 16, 8, 2);
-    cfg.timeout_ms = timeout_ms;
-    cfg.heap_bytes = 1 << 16;
-    return ranks_group(env, &cfg, g);
-}
-
-/* mask: bit r for each rank that must be masked, and no other. */
-static bool check_mask(rank_env *env, const ferry_group *g, unsigned mask) {
-    uint8_t masked[RANKS];
-    RANK_OK(env, ferry_group_mask_get(g, masked));
-    for (int r = 0; r < env->ranks; r++)
-        if (masked[r] != (mask >> r & 1)) return ranks_fail(env, "masked[%d] is %d", r, masked[r]);
-    return true;
-}
-
-static bool agree(rank_env *env, ferry_group *g, unsigned mask) {
-    ranks_step(env, "ferry_group_agree");
-    RANK_OK(env, ferry_group_agree(g, NULL, NULL));
-    return check_mask(env, g, mask);
-}
-
-/* Everything but rows works among the ranks that are left: meetings, allocation, puts. */
-static bool check_space(rank_env *env, ferry_group *g, ferry_stream *stream) {
-    uint8_t masked[RANKS];
-    int32_t *word = NULL, mine = env->rank + 100, next = env->rank;
-    int64_t *all = ranks_new(env, RANKS * sizeof *all), offset;
-    for (int r = 0; r < env->ranks; r++) all[r] = -7;
-    RANK_OK(env, ferry_group_error(g));
-    RANK_OK(env, ferry_group_mask_get(g, masked));
-    RANK_OK(env, ferry_heap_alloc(g, 300, (void **)&word));
-    char *base = ferry_heap_ptr(g, word, env->rank);
-    RANK_CHECK(env, base == (char *)word);
-    do next = (next + 1) % env->ranks;
-    while (masked[next]);
-    RANK_OK(env, ferry_put(g, word, &mine, sizeof mine, next, NULL));
-    RANK_OK(env, ferry_quiet(g));
-    RANK_OK(env, ferry_barrier(g, stream));
-    if (stream) RANK_OK(env, ferry_stream_sync(stream));
-    all[env->rank] = env->rank * 11;
-    RANK_OK(env, ferry_allgather(g, &all[env->rank], all, sizeof offset, NULL));
-    for (int r = 0; r < env->ranks; r++) RANK_CHECK(env, all[r] == (masked[r] ? -7 : r * 11));
-    for (int r = 0; r < env->ranks; r++) {
-        if (!masked[r]) continue;
-        RANK_STATUS(env, FERRY_INVALID, ferry_put(g, word, &mine, sizeof mine, r, NULL));
-        RANK_CHECK(env, strstr(ferry_last_error(), "is masked"));
-        RANK_STATUS(env, FERRY_INVALID, ferry_broadcast(g, all, 8, r, NULL));
-        RANK_CHECK(env, ferry_heap_ptr(g, word, r) == NULL);
-    }
-    RANK_OK(env, ferry_heap_free(g, word));
-    return true;
-}
-
 /* ------------------------------------------------------------------------------------------------------------------
  * A rank that is gone
  * ---------------------------------------------------------------------------------------------------------------- */
-
-typedef enum end { LEAVES, KILLED, STOPPED } end;
-
-static bool be_gone(rank_env *env, end how, ferry_group *g) {
-    if (how == LEAVES) {
-        ferry_group_destroy(g);
-        return true;
-    }
-    ranks_doom(env);
-    kill(getpid(), how == KILLED ? SIGKILL : SIGSTOP);
-    pause();
-    return false;
-}
 
 /* The others wait in vain, agree, and go on, with streams that they had; twice. */
 static bool gone_rank(rank_env *env) {
@@ -110,7 +34,7 @@ static bool gone_rank(rank_env *env) {
     RANK_CHECK(env, strstr(ferry_last_error(), status == FERRY_TIMEOUT ? "rank 1" : "agreement"));
     RANK_CHECK(env, ferry_barrier(g, NULL) != FERRY_OK);
     if (!agree(env, g, 1u << VICTIM)) return false;
-    RANK_CHECK(env, ranks_now_ms() - begun < (how == STOPPED ? 4 : 3) * BRIEF);
+    RANK_CHECK(env, ranks_now_ms() - begun < 6 * BRIEF);
     if (!check_space(env, g, stream)) return false;
     if (!agree(env, g, 1u << VICTIM) || !check_space(env, g, stream)) return false;
     ferry_group_destroy(g);
@@ -268,21 +192,24 @@ static void test_a_masked_rank_waits_in_vain(void **state) {
  * Proposals
  * ---------------------------------------------------------------------------------------------------------------- */
 
-/* Ranks 0 and 3 each want the other out: the lower one is heard, if it comes in time. Rank 1 comes last, and until then nothing is decided. */
+/* Ranks 0 and 3 each want the other out. The lower one is heard if it comes before it is decided; else it is the one. In no case both, and all
+ * agree on which. */
 static bool quarrelling_rank(rank_env *env) {
     ferry_group *g;
+    uint8_t masked[RANKS];
+    volatile int64_t *words = ranks_words(env);
     if (!open_group(env, LONG, &g)) return false;
     if (env->rank == 0) RANK_OK(env, ferry_group_mask_set(g, 3, 1));
     if (env->rank == 3) RANK_OK(env, ferry_group_mask_set(g, 0, 1));
+    ferry_status status = ferry_group_agree(g, NULL, NULL);
+    RANK_OK(env, ferry_group_mask_get(g, masked));
+    RANK_CHECK(env, masked[0] + masked[3] == 1 && !masked[1] && !masked[2]);
+    if (status != (masked[env->rank] ? FERRY_REFUSED : FERRY_OK))
+        return ranks_fail(env, "%s with masked[] %d", ferry_status_name(status), masked[env->rank]);
+    __atomic_fetch_add(&words[masked[0] ? 0 : 1], 1, __ATOMIC_SEQ_CST);
     if (!ranks_meet(env)) return false;
-    if (env->rank == 1) nap_ms(200);
-    if (env->rank == 3) {
-        RANK_STATUS(env, FERRY_REFUSED, ferry_group_agree(g, NULL, NULL));
-        if (!check_mask(env, g, 1u << 3)) return false;
-    } else if (!agree(env, g, 1u << 3) || !check_space(env, g, NULL)) {
-        return false;
-    }
-    if (!ranks_meet(env)) return false;
+    RANK_CHECK(env, words[0] + words[1] == RANKS && (words[0] == 0 || words[1] == 0));
+    if (!masked[env->rank] && !check_space(env, g, NULL)) return false;
     ferry_group_destroy(g);
     return true;
 }
@@ -378,10 +305,6 @@ static void test_routes_end_with_their_era(void **state) {
     case_free(&d);
 }
 
-typedef struct story { /* three steps of one group: with all, without some, with all */
-    case_data with, without;
-} story;
-
 static bool story_rank(rank_env *env) {
     story *s = env->arg;
     bool lost = s->without.masked[env->rank];
@@ -427,237 +350,6 @@ static void test_steps_before_and_after(void **state) {
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------
- * A new process, a new map
- * ---------------------------------------------------------------------------------------------------------------- */
-
-#define SPARE     RANKS /* a rank of the harness that is none of the group's at first */
-#define WORD_ID   0     /* of ranks_words: a unique id in 16 words, ... */
-#define WORD_GO   16    /* ... 1: it is there; ... */
-#define WORD_HEAP 17    /* ... the offset of an allocation in the heap */
-
-static void tell_id(rank_env *env, int64_t offset) {
-    ferry_unique_id id;
-    volatile int64_t *words = ranks_words(env);
-    if (ferry_unique_id_create(&id) != FERRY_OK) abort();
-    for (int i = 0; i < 16; i++) memcpy((void *)(uintptr_t)&words[WORD_ID + i], id.bytes + 8 * i, 8);
-    words[WORD_HEAP] = offset;
-    __atomic_store_n(&words[WORD_GO], 1, __ATOMIC_SEQ_CST);
-}
-
-static bool hear_id(rank_env *env, ferry_unique_id *id, int64_t *offset) {
-    volatile int64_t *words = ranks_words(env);
-    for (int64_t until = ranks_now_ms() + 15000; !__atomic_load_n(&words[WORD_GO], __ATOMIC_SEQ_CST); nap_ms(1))
-        if (ranks_now_ms() > until) return ranks_fail(env, "no id has been told");
-    memcpy(id->bytes, (const void *)(uintptr_t)&words[WORD_ID], sizeof id->bytes);
-    *offset = words[WORD_HEAP];
-    return true;
-}
-
-/* The group is whole again: heap data of those who stayed is as it was, offsets are the same everywhere, and steps are right. */
-static bool check_whole(exchange *x, int64_t offset) {
-    uint64_t *there = ferry_heap_at(x->group, offset), mine = 0xabcd0000u + (uint64_t)x->rank, got = 0, *more = NULL;
-    int64_t *all = ranks_new(x->env, (size_t)RANKS * 8);
-    RANK_CHECK(x->env, there && ferry_heap_offset(x->group, there) == offset);
-    RANK_OK(x->env, ferry_barrier(x->group, NULL));
-    RANK_OK(x->env, ferry_put(x->group, there + 1, &mine, 8, (x->rank + 1) % RANKS, NULL));
-    RANK_OK(x->env, ferry_barrier(x->group, NULL));
-    RANK_OK(x->env, ferry_get(x->group, &got, there + 1, 8, x->rank, NULL));
-    RANK_CHECK(x->env, got == 0xabcd0000u + (uint64_t)(x->rank + RANKS - 1) % RANKS);
-    RANK_OK(x->env, ferry_heap_alloc(x->group, 5000, (void **)&more));
-    all[x->rank] = ferry_heap_offset(x->group, more);
-    RANK_OK(x->env, ferry_allgather(x->group, &all[x->rank], all, 8, NULL));
-    for (int r = 0; r < RANKS; r++) RANK_CHECK(x->env, all[r] == all[0] && all[r] > offset);
-    RANK_OK(x->env, ferry_heap_free(x->group, more));
-    return exchange_step(x) && exchange_barrier(x);
-}
-
-typedef struct succession {
-    story data;
-    bool agrees, leaves; /* the others go on without it for a while; it says that it leaves */
-} succession;
-
-static bool join_late(rank_env *env, const succession *s) {
-    exchange *x = exchange_begin(env, &s->data.with, VICTIM);
-    ferry_unique_id id;
-    int64_t offset = 0;
-    x->steps = 3;
-    if (!hear_id(env, &id, &offset)) return false;
-    ferry_group_config cfg = exchange_config(x);
-    ranks_step(env, "ferry_group_join");
-    RANK_OK(env, ferry_group_join(&id, VICTIM, RANKS, &cfg, &x->group));
-    if (!check_whole(x, offset)) return false;
-    exchange_end(x);
-    return true;
-}
-
-/* A rank is gone; the others agree, work without it, and meet the one that takes its place. */
-static bool succession_rank(rank_env *env) {
-    const succession *s = env->arg;
-    if (env->rank == SPARE) return join_late(env, s);
-    exchange *x = exchange_begin(env, &s->data.with, env->rank);
-    uint64_t *block[2], mine = 77u + (uint64_t)env->rank, got = 0;
-    x->steps = 3;
-    if (!exchange_open(x, &env->id)) return false;
-    ferry_group_config cfg = exchange_config(x);
-    RANK_OK(env, ferry_heap_alloc(x->group, 300, (void **)&block[0]));
-    RANK_OK(env, ferry_heap_alloc(x->group, 700, (void **)&block[1]));
-    RANK_OK(env, ferry_heap_free(x->group, block[0])); /* so that the list is no mere sequence */
-    RANK_OK(env, ferry_put(x->group, block[1], &mine, 8, env->rank, NULL));
-    if (!exchange_step(x) || !exchange_barrier(x)) return false;
-    exchange_done(x);
-    if (env->rank == VICTIM) {
-        if (s->leaves) RANK_OK(env, ferry_group_leave(x->group));
-        if (env->how == RANKS_PROCESSES) return be_gone(env, KILLED, x->group);
-        exchange_end(x);
-        return true;
-    }
-    if (s->agrees) {
-        if (!agree(env, x->group, 1u << VICTIM)) return false;
-        exchange_use(x, &s->data.without);
-        if (!exchange_step(x) || !exchange_barrier(x)) return false;
-        exchange_done(x);
-    }
-    if (env->rank == 0) tell_id(env, ferry_heap_offset(x->group, block[1]));
-    ferry_unique_id id;
-    int64_t offset = 0;
-    if (!hear_id(env, &id, &offset)) return false;
-    ranks_step(env, "ferry_group_reconfigure");
-    RANK_OK(env, ferry_group_reconfigure(x->group, &id, &cfg));
-    if (!check_mask(env, x->group, 0)) return false;
-    RANK_CHECK(env, ferry_heap_at(x->group, offset) == (void *)block[1]);
-    RANK_OK(env, ferry_get(x->group, &got, block[1], 8, env->rank, NULL));
-    RANK_CHECK(env, got == mine);
-    exchange_use(x, &s->data.with);
-    if (!check_whole(x, offset)) return false;
-    exchange_end(x);
-    return true;
-}
-
-static bool build_story(int seed, story *s) {
-    xcase c;
-    bool good = case_parse("ranks=4 experts=7 copies=1 tokens=30 topk=4 weights=1 columns=48 dtype=1 in_type=1 "
-                           "out_type=3 layout=1 back=1 weighted=1 grad=1 rounds=2 lost=1",
-                           &c);
-    c.layout = (int64_t)1 << seed % 3;
-    c.mode = seed / 3 % 2;
-    for (c.seed = seed;; c.seed += 12) { /* the lost one is chosen by the seed */
-        good = good && case_build(&c, NULL, &s->without);
-        if (!good || s->without.masked[VICTIM]) break;
-        case_free(&s->without);
-    }
-    c.lost = 0;
-    return good && case_build(&c, NULL, &s->with);
-}
-
-static void test_a_new_process_joins(void **state) {
-    (void)state;
-    for (int i = 0; i < 6; i++) {
-        succession s = {.agrees = i % 3 != 0, .leaves = i % 2};
-        assert_true(build_story(i, &s.data));
-        RANKS_ASSERT(i < 2 ? RANKS_THREADS : RANKS_PROCESSES, RANKS + 1, succession_rank, &s);
-        case_free(&s.data.with);
-        case_free(&s.data.without);
-    }
-}
-
-/* Nobody comes to take the place, or somebody with another config: those who are there learn of it, and go on as they were. */
-static bool missing_rank(rank_env *env) {
-    ferry_group *g, *other = NULL;
-    ferry_unique_id id;
-    int64_t offset = 0;
-    ferry_group_config cfg = ranks_config(8, 16, 8, 2);
-    bool differs = env->arg != NULL;
-    cfg.timeout_ms = BRIEF;
-    cfg.heap_bytes = 1 << 16;
-    if (env->rank == SPARE) {
-        if (!differs) return true;
-        cfg.experts = 9;
-        if (!hear_id(env, &id, &offset)) return false;
-        RANK_STATUS(env, FERRY_MISMATCH, ferry_group_join(&id, VICTIM, RANKS, &cfg, &other));
-        RANK_CHECK(env, strstr(ferry_last_error(), "experts") && other == NULL);
-        return true;
-    }
-    RANK_OK(env, ferry_group_create(&env->id, env->rank, RANKS, &cfg, &g));
-    RANK_OK(env, ferry_barrier(g, NULL));
-    if (env->rank == VICTIM) return be_gone(env, LEAVES, g);
-    if (!differs) RANK_OK(env, ferry_group_mask_set(g, VICTIM, 1));
-    if (env->rank == 0) tell_id(env, 0);
-    if (!hear_id(env, &id, &offset)) return false;
-    ferry_status status = ferry_group_reconfigure(g, &id, &cfg);
-    if (differs)
-        RANK_CHECK(env, status == FERRY_MISMATCH && strstr(ferry_last_error(), "experts"));
-    else
-        RANK_CHECK(env, status == FERRY_OK);
-    if (differs && !agree(env, g, 1u << VICTIM)) return false;
-    uint8_t masked[RANKS];
-    RANK_OK(env, ferry_group_mask_get(g, masked));
-    for (int r = 0; r < RANKS; r++) RANK_CHECK(env, masked[r] == (r == VICTIM));
-    RANK_OK(env, ferry_barrier(g, NULL));
-    ferry_group_destroy(g);
-    return true;
-}
-
-static void test_a_place_that_stays_empty(void **state) {
-    (void)state;
-    RANKS_ASSERT(RANKS_THREADS, RANKS + 1, missing_rank, NULL);
-    RANKS_ASSERT(RANKS_THREADS, RANKS + 1, missing_rank, (void *)(uintptr_t)SPARE);
-}
-
-/* A load balancer moves experts: the map of another case, and back. */
-static bool rebalanced_rank(rank_env *env) {
-    story *s = env->arg;
-    exchange *x = exchange_begin(env, &s->with, env->rank);
-    x->steps = 3;
-    if (!exchange_open(x, &env->id) || !exchange_step(x) || !exchange_barrier(x)) return false;
-    ferry_group_config cfg = exchange_config(x), wrong = cfg;
-    for (int i = 0; i < 2; i++) {
-        const case_data *next = i ? &s->with : &s->without;
-        exchange_done(x);
-        wrong.experts++;
-        RANK_STATUS(env, FERRY_INVALID, ferry_group_reconfigure(x->group, NULL, &wrong));
-        cfg.expert_first = next->expert_first;
-        cfg.expert_rank = next->expert_rank;
-        RANK_OK(env, ferry_group_reconfigure(x->group, NULL, &cfg));
-        exchange_use(x, next);
-        if (!exchange_step(x) || !exchange_barrier(x)) return false;
-    }
-    cfg.expert_first = cfg.expert_rank = NULL;
-    if (env->rank == 0) { /* the default on one rank alone */
-        RANK_STATUS(env, FERRY_MISMATCH, ferry_group_reconfigure(x->group, NULL, &cfg));
-    } else {
-        cfg.expert_first = s->with.expert_first;
-        cfg.expert_rank = s->with.expert_rank;
-        RANK_STATUS(env, FERRY_MISMATCH, ferry_group_reconfigure(x->group, NULL, &cfg));
-    }
-    RANK_CHECK(env, strstr(ferry_last_error(), "map of experts"));
-    exchange_end(x);
-    return true;
-}
-
-static void test_experts_move(void **state) {
-    (void)state;
-    for (int i = 0; i < 3; i++) {
-        story s;
-        xcase c;
-        assert_true(case_parse("ranks=4 experts=9 copies=1 tokens=30 topk=4 weights=1 columns=48 dtype=1 in_type=1 "
-                               "out_type=3 layout=1 back=1 weighted=1 rounds=2",
-                               &c));
-        c.layout = (int64_t)1 << i;
-        c.mode = i % 2;
-        c.seed = 1 + i;
-        assert_true(case_build(&c, NULL, &s.with));
-        for (c.seed += 50;; c.seed++) { /* another map that has room in the first one's */
-            assert_true(case_build(&c, NULL, &s.without));
-            if (s.without.homes_most <= s.with.homes_most && s.without.expert_first[9] <= s.with.expert_first[9]) break;
-            case_free(&s.without);
-        }
-        RANKS_ASSERT(i % 2 ? RANKS_PROCESSES : RANKS_THREADS, RANKS, rebalanced_rank, &s);
-        case_free(&s.with);
-        case_free(&s.without);
-    }
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_rank_that_is_gone),
@@ -671,9 +363,6 @@ int main(void) {
         cmocka_unit_test(test_arguments_and_aborts),
         cmocka_unit_test(test_routes_end_with_their_era),
         cmocka_unit_test(test_steps_before_and_after),
-        cmocka_unit_test(test_a_new_process_joins),
-        cmocka_unit_test(test_a_place_that_stays_empty),
-        cmocka_unit_test(test_experts_move),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

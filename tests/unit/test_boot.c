@@ -224,6 +224,88 @@ static void test_a_rank_that_went_away(void **state) {
     assert_non_null(strstr(only(c, FE_ERROR, 4), "rank 1 went away"));
 }
 
+/* say, unit: a letter for each rank: w(ait), o(ut), a(way), b(ack); ranks of one letter come together. */
+static bool muster(int guest, const char *say, const char *unit, const char *text, int64_t now) {
+    static const char says[] = {[FE_SAY_WAIT] = 'w', [FE_SAY_OUT] = 'o', [FE_SAY_AWAY] = 'a', [FE_SAY_BACK] = 'b'};
+    uint8_t message[FE_WIRE_HEADER + 4 + 64] = {0}, *at = message + FE_WIRE_HEADER + 4;
+    size_t ranks = strlen(say), n = 3 * ranks + strlen(text);
+    fe_wire_put_head(message, FE_MUSTER, (uint32_t)(4 + n));
+    for (size_t r = 0; r < ranks; r++) {
+        at[r] = (uint8_t)((const char *)memchr(says, say[r], sizeof says) - says);
+        at[ranks + 2 * r + 1] = (uint8_t)unit[r];
+    }
+    memcpy(at + 3 * ranks, text, strlen(text));
+    return fe_meeting_hear(m, guest, message, FE_WIRE_HEADER + 4 + n, now);
+}
+
+static const char *roll(int guest, size_t ranks, uint8_t *who) {
+    memcpy(who, said[guest].bytes + FE_WIRE_HEADER + 4, ranks);
+    return only(guest, FE_ROLL, 4 + ranks);
+}
+
+#define ASSERT_ROLL(guest, wanted, text, bytes)                                                            \
+    do {                                                                                                   \
+        uint8_t who_[8];                                                                                   \
+        const char *all_ = roll(guest, sizeof wanted - 1, who_);                                           \
+        for (size_t i_ = 0; i_ + 1 < sizeof wanted; i_++) assert_int_equal(who_[i_], (wanted)[i_] == '1'); \
+        assert_memory_equal(all_, text, bytes);                                                            \
+    } while (0)
+
+static void test_not_all_need_come(void **state) {
+    (void)state;
+    int a = come(0, 4), c = come(2, 4), d = come(3, 4);
+    assert_true(muster(a, "wwww", "abcd", "zero", 0)); /* waits for all ... */
+    assert_true(muster(c, "wowb", "abcd", "two.", 0)); /* ... but 1 is out */
+    assert_int_equal(said[a].n, 0);
+    assert_true(muster(d, "wwwa", "abcd", "thre", 0)); /* 3 was away, and comes back */
+    ASSERT_ROLL(a, "1011", "zero\0\0\0\0two.thre", 16);
+    ASSERT_ROLL(d, "1011", "zero\0\0\0\0two.thre", 16);
+    said[c].n = 0;
+    int late = fe_meeting_enter(m, 0);
+    assert_false(hello(late, 1, 4, 100, "sixteen secrets!"));
+    assert_int_equal(error_of(late), FERRY_REFUSED);
+    assert_true(gather(a, "A", 0) && gather(d, "D", 0) && gather(c, "C", 0)); /* and so on, among them */
+    assert_memory_equal(only(a, FE_ALL, 4), "A\0CD", 4);
+    said[c].n = said[d].n = 0;
+    assert_true(gather(c, "x", 0));
+    fe_meeting_leave(m, d); /* from here on all are needed */
+    assert_int_equal(error_of(c), FERRY_TIMEOUT);
+}
+
+static void test_who_is_late_is_left_out(void **state) {
+    (void)state;
+    int a = come(0, 3), b = come(1, 3), c = come(2, 3); /* rank 1 says hello, and no more in time */
+    assert_true(muster(a, "www", "abc", "x", 0) && muster(c, "www", "abc", "z", 50000000));
+    assert_int_equal(fe_meeting_tick(m, 1, note_close), 100000000);
+    fe_meeting_tick(m, 100000001, note_close);
+    ASSERT_ROLL(a, "101", "x\0z", 3);
+    ASSERT_ROLL(c, "101", "x\0z", 3);
+    assert_int_equal(error_of(b), FERRY_REFUSED);
+    assert_false(muster(b, "www", "abc", "y", 100000002));
+}
+
+static void test_who_is_out_or_away_stays_out(void **state) {
+    (void)state;
+    int a = come(0, 3), b = come(1, 3), c = come(2, 3);
+    assert_true(muster(b, "www", "abc", "y", 0));
+    assert_true(muster(c, "wwa", "abc", "z", 0)); /* away, and nobody calls it back */
+    assert_int_equal(said[b].n + said[c].n, 0);
+    assert_true(muster(a, "woa", "abc", "x", 0));
+    ASSERT_ROLL(a, "100", "x\0\0", 3);
+    assert_int_equal(error_of(b), FERRY_REFUSED);
+    assert_int_equal(error_of(c), FERRY_REFUSED);
+}
+
+static void test_units_come_as_a_whole(void **state) {
+    (void)state;
+    int a = come(0, 4), b = come(1, 4), c = come(2, 4);
+    assert_true(muster(a, "wwww", "aabb", "0", 0) && muster(c, "wwww", "aabb", "2", 0) &&
+                muster(b, "wwwo", "aabb", "1", 0)); /* 3 is out, and with it 2 */
+    ASSERT_ROLL(a, "1100", "01\0\0", 4);
+    ASSERT_ROLL(b, "1100", "01\0\0", 4);
+    assert_int_equal(error_of(c), FERRY_REFUSED);
+}
+
 static void test_a_full_house(void **state) {
     (void)state;
     for (int i = 0; i < FE_GUESTS; i++) assert_int_equal(fe_meeting_enter(m, 0), i);
@@ -363,6 +445,10 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_the_missing_are_named, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_a_rank_that_goes_away, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_a_rank_that_went_away, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_not_all_need_come, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_who_is_late_is_left_out, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_who_is_out_or_away_stays_out, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_units_come_as_a_whole, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_a_full_house, open_meeting, close_meeting),
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_slurm_hosts),
