@@ -12,6 +12,13 @@ command(help_bench 10 0 "--layout" help bench)
 command(no_command 10 2 "^usage: ferry COMMAND")
 command(wrong_command 10 2 "'frobnicate' is no command" frobnicate)
 command(wrong_option 10 2 "--ranks" bench --ranks=0)
+# From outside a group of which one rank is stopped, as text, timeline and page.
+foreach(part text page)
+    check(trace_${part} cli 180 python3 ${CMAKE_SOURCE_DIR}/tests/trace/run.py $<TARGET_FILE:ferry_command> $<TARGET_FILE:trace_rank> ${part})
+    set_tests_properties(cli.trace_${part} PROPERTIES SKIP_RETURN_CODE 77)
+endforeach()
+command(trace_list 10 0 "^(group|no group)" trace)
+
 command(info 10 0 "FERRY_TIMEOUT_MS" info)
 check(info_json cli 10 sh -c "\"$1\" info --json - | python3 -m json.tool >/dev/null" sh $<TARGET_FILE:ferry_command>)
 
@@ -26,6 +33,8 @@ check(bench_json cli 60 sh -c "\"$@\" | python3 -c '
 import json, sys
 d = json.load(sys.stdin)
 assert d[\"check\"] == \"ok\" and d[\"config\"][\"ranks\"] == 2, d
+c = d[\"counters\"]
+assert len(c[\"ranks\"]) == 2 and c[\"expert_load\"] >= 1 and all(r[\"rows_sent\"] > 0 and r[\"rows_dropped\"] == 0 for r in c[\"ranks\"]), c
 for step in (\"dispatch\", \"combine\"):
     s = d[step]
     assert 0 < s[\"min_us\"] <= s[\"median_us\"] <= s[\"p99_us\"], s

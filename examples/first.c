@@ -83,7 +83,7 @@ static bool carry(rank *r) {
     TRY(ferry_dispatch(r->route, &in, &out, NULL, NULL));
 
     ferry_combine_in back = FERRY_COMBINE_IN_INIT; /* the experts write where the combine reads */
-    TRY(ferry_combine_buffer(r->route, FERRY_FP32, HIDDEN, &back.rows));
+    TRY(ferry_combine_buffer(r->route, FERRY_FP32, HIDDEN, &back.rows, NULL));
     for (int turn = 0; turn < RANKS; turn++) { /* one rank after the other, so that the lines stay in order */
         if (turn == r->rank) run_experts(r, &info, &out, back.rows.data);
         TRY(ferry_barrier(r->group, NULL));

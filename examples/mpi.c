@@ -77,7 +77,7 @@ static bool carry(member *m, ferry_route *route, int64_t *rows) {
     result.rows = ferry_tensor_2d(m->y, FERRY_FP32, TOKENS, HIDDEN);
     TRY(ferry_route_get_info(route, &info));
     TRY(ferry_dispatch(route, &in, &out, NULL, NULL));
-    TRY(ferry_combine_buffer(route, FERRY_FP32, HIDDEN, &back.rows));
+    TRY(ferry_combine_buffer(route, FERRY_FP32, HIDDEN, &back.rows, NULL));
     run_experts(m, &info, out.rows.data, back.rows.data);
     MPI_Barrier(m->comm); /* not needed: it shows that the two do not get into each other's way */
     TRY(ferry_combine(route, &back, &result, NULL, NULL));

@@ -13,7 +13,7 @@
  *     ...experts run on out.rows...
  *     ferry_combine(route, &back, &result, NULL, stream);             // and come back, summed
  *
- * Ranks may be on several hosts (CPU device; docs/far.md): ranks of one host are near each other, others far. Every host has
+ * Ranks may be on several hosts (docs/far.md): ranks of one host are near each other, others far. Every host has
  * equally many ranks. FERRY_HOSTS=n splits the ranks of one machine into n pretend hosts.
  *
  * Rules that hold for every call
@@ -331,6 +331,50 @@ FERRY_API int ferry_group_ranks(const ferry_group *group); /* R; -1 for NULL */
  * group's. Returns their number L, or -1 for a bad argument. experts may be NULL. Any thread. */
 FERRY_API int ferry_group_local_experts(const ferry_group *group, int rank, const int32_t **experts);
 
+/* What a rank has done with one rank (itself among them), since the group began. Rows count by their places, as the route lays them: over several
+ * hosts one row that crosses stands for all of a token's places on a host. Bytes are those rows', with their scales. A GPU's steps are
+ * counted when they are put on their stream, in THROUGHPUT mode and outside of graphs; of others, and of what is dropped there, the host knows nothing, and nothing is counted. */
+typedef struct ferry_peer_counters {
+    uint64_t rows_sent, bytes_sent;         /* dispatches: to it */
+    uint64_t rows_received, bytes_received; /* dispatches: from it */
+    uint64_t rows_returned, bytes_returned; /* combines: its experts' rows for this rank's tokens */
+    uint64_t rows_dropped;                  /* of this rank's tokens, for which it had no room */
+    uint64_t waits,
+        wait_ns; /* waits for its notes that went on past spinning, and their time. A wait for several ranks is the first's,
+                                by number, until it has come, then the next one's. A GPU's are not counted */
+} ferry_peer_counters;
+
+#define FERRY_MAGIC_COUNTERS 0x4647434f554e5431ull
+
+/* Pointers are the group's memory: valid until the next call, or the group's end. */
+typedef struct ferry_counters {
+    size_t size;
+    uint64_t magic;
+    int ranks, local_experts;
+    uint64_t routes, dispatches, combines,
+        meetings; /* begun. meetings: rounds of barrier, allgather, broadcast, heap_alloc, heap_free */
+    const ferry_peer_counters *peers; /* [ranks] */
+    /* [local_experts] rows that dispatches delivered to each. RANK layout: tokens that chose it, dropped ones included, where the route
+     * exchanges counts; in LATENCY mode without a capacity it does not, and nothing is counted. A new map of experts
+     * begins them anew */
+    const uint64_t *expert_rows;
+} ferry_counters;
+
+static inline ferry_counters ferry_counters_init(void) {
+    ferry_counters c;
+    memset(&c, 0, sizeof c);
+    c.size = sizeof c;
+    c.magic = FERRY_MAGIC_COUNTERS;
+    return c;
+}
+#define FERRY_COUNTERS_INIT ferry_counters_init()
+
+/* Fills the counters; what is still on a stream counts when it has run. Waits for nobody. FERRY_UNSUPPORTED with FERRY_RECORDER=0. */
+FERRY_API ferry_status ferry_group_counters(ferry_group *group, ferry_counters *counters);
+/* Writes them to a file in Prometheus' text format, version 0.0.4, by way of a new file beside it that then takes its place. FERRY_METRICS_FILE
+ * names one that is written when the group is destroyed. FERRY_SYSTEM when it cannot be written. */
+FERRY_API ferry_status ferry_group_metrics_write(ferry_group *group, const char *path);
+
 /* Bytes of shared memory that each rank of a group of `ranks` with this config reserves, without making it. */
 FERRY_API ferry_status ferry_group_bytes(const ferry_group_config *cfg, int ranks, int64_t *bytes);
 
@@ -418,7 +462,7 @@ static inline ferry_device_group ferry_device_group_init(void) {
 }
 #define FERRY_DEVICE_GROUP_INIT ferry_device_group_init()
 
-/* Fills the handle. FERRY_UNSUPPORTED on the CPU device. */
+/* Fills the handle. FERRY_UNSUPPORTED on the CPU device, and where the group is on several hosts. */
 FERRY_API ferry_status ferry_group_device(ferry_group *group, ferry_device_group *handle);
 
 typedef enum ferry_signal_op { FERRY_SIGNAL_SET = 0, FERRY_SIGNAL_ADD = 1 } ferry_signal_op;
@@ -473,6 +517,11 @@ typedef enum ferry_overflow {
                                  they add nothing */
 } ferry_overflow;
 
+typedef enum ferry_order {
+    FERRY_ORDER_RANK = 0,  /* ranks ascending */
+    FERRY_ORDER_CHOICE = 1 /* each rank where the last of the token's choices stands that went there */
+} ferry_order;
+
 #define FERRY_MAGIC_ROUTE_CONFIG 0x464752544543464full
 
 typedef struct ferry_route_config {
@@ -494,6 +543,7 @@ typedef struct ferry_route_config {
     int renormalise; /* 1: where all copies of a token's expert are on masked ranks, its weight is spread over the token's other choices:
                         each w becomes w * (sum of all / sum of those left) in float32, the sums in choice order, a choice that is -1 not
                         counted; 0 where nothing is left. Dispatch delivers, and combine uses, these weights. The same on every rank */
+    ferry_order order; /* RANK: in which order an unweighted combine sums a token's rows. The same on every rank */
 } ferry_route_config;
 
 static inline ferry_route_config ferry_route_config_init(void) {
@@ -651,7 +701,7 @@ FERRY_API ferry_status ferry_dispatch_recv(ferry_route *route, ferry_dispatch_ou
  * Combine: expert outputs back to the tokens' owners, summed
  *
  * With y(c) the row that choice c's expert rank returned for the token, all sums in float32, starting from bias[0] + bias[1] or 0:
- *   unweighted  RANK: sum over the distinct ranks, ascending; EXPERT, SLOTS: over the distinct experts, in choice order
+ *   unweighted  RANK: sum over the distinct ranks, in the route's order; EXPERT, SLOTS: over the distinct experts, in choice order
  *   weighted    sum over the choices c, in order, acc = fma(w(c), y(c), acc)
  * and one rounding to the output's dtype. Over several hosts: first the terms on the owner's own host, so; then for each other host,
  * ascending, one row, which is the sum of its terms alone, so, from 0, rounded once to the dtype of in.rows. Choices that are -1 or dropped add nothing. A token without any gives bias or 0.
@@ -735,8 +785,10 @@ FERRY_API ferry_status ferry_combine_send(ferry_route *route, const ferry_combin
 FERRY_API ferry_status ferry_combine_recv(ferry_route *route, ferry_combine_out *out, ferry_stream *stream);
 
 /* A view, in the shape that combine wants, of the library's buffer for the group's next combine: experts that write
- * their output there save a copy. Waits (bounded) until the combine before the last has let go of it. */
-FERRY_API ferry_status ferry_combine_buffer(ferry_route *route, ferry_dtype dtype, int64_t columns, ferry_tensor *rows);
+ * their output there save a copy. It may be written when the stream has passed the call, which waits (bounded) until the combine before
+ * the last has let go of it. */
+FERRY_API ferry_status ferry_combine_buffer(ferry_route *route, ferry_dtype dtype, int64_t columns, ferry_tensor *rows,
+                                            ferry_stream *stream);
 
 #ifdef __cplusplus
 }

@@ -33,7 +33,7 @@ from .errors import (
     SystemCallError,
     UnsupportedError,
 )
-from .group import Group, group_bytes, unique_id
+from .group import Counters, Group, group_bytes, unique_id
 from .heap import Heap
 from .route import Combined, Received, Route, combine, dispatch
 
@@ -41,6 +41,7 @@ __all__ = [
     "AbortedError",
     "CapacityError",
     "Combined",
+    "Counters",
     "DeadlineError",
     "Event",
     "FerryError",

@@ -23,6 +23,7 @@ THROUGHPUT, LATENCY = range(2)
 SIGNAL_SET, SIGNAL_ADD = range(2)
 EQ, NE, GT, GE, LT, LE = range(6)
 OVERFLOW_ERROR, OVERFLOW_DROP = range(2)
+ORDER_RANK, ORDER_CHOICE = range(2)
 CAST_NONE, CAST_E4M3, CAST_E4M3_POW2, CAST_E4M3_UE8M0 = range(4)
 MAX_DIMS = 4
 MAX_TOPK = 64
@@ -108,6 +109,7 @@ class RouteConfig(Sized):
         ("overflow", C.c_int),
         ("packed", C.c_int),
         ("renormalise", C.c_int),
+        ("order", C.c_int),
     ]
 
 
@@ -170,6 +172,37 @@ class CombineOut(Sized):
     _fields_ = _HEAD + [("rows", Tensor), ("weights", Tensor)]
 
 
+PEER_COUNTERS = (
+    "rows_sent",
+    "bytes_sent",
+    "rows_received",
+    "bytes_received",
+    "rows_returned",
+    "bytes_returned",
+    "rows_dropped",
+    "waits",
+    "wait_ns",
+)
+
+
+class PeerCounters(C.Structure):
+    _fields_ = [(name, C.c_uint64) for name in PEER_COUNTERS]
+
+
+class Counters(Sized):
+    MAGIC = 0x4647434F554E5431
+    _fields_ = _HEAD + [
+        ("ranks", C.c_int),
+        ("local_experts", C.c_int),
+        ("routes", C.c_uint64),
+        ("dispatches", C.c_uint64),
+        ("combines", C.c_uint64),
+        ("meetings", C.c_uint64),
+        ("peers", C.POINTER(PeerCounters)),
+        ("expert_rows", C.POINTER(C.c_uint64)),
+    ]
+
+
 STRUCTS: Dict[str, Type[C.Structure]] = {
     "ferry_tensor": Tensor,
     "ferry_unique_id": UniqueId,
@@ -184,6 +217,8 @@ STRUCTS: Dict[str, Type[C.Structure]] = {
     "ferry_combine_options": CombineOptions,
     "ferry_combine_in": CombineIn,
     "ferry_combine_out": CombineOut,
+    "ferry_peer_counters": PeerCounters,
+    "ferry_counters": Counters,
 }
 
 AllgatherFn = C.CFUNCTYPE(C.c_int, C.c_void_p, C.c_void_p, C.c_void_p, C.c_size_t)
@@ -217,6 +252,8 @@ FUNCTIONS: Dict[str, Tuple[List[Any], Any]] = {
     "ferry_group_ranks": ([_group], _int),
     "ferry_group_local_experts": ([_group, _int, _P(_P_INT32)], _int),
     "ferry_group_bytes": ([_P(GroupConfig), _int, _P(C.c_int64)], _int),
+    "ferry_group_counters": ([_group, _P(Counters)], _int),
+    "ferry_group_metrics_write": ([_group, _str], _int),
     "ferry_group_device": ([_group, _P(DeviceGroup)], _int),
     "ferry_stream_create": ([_group, _P(_stream)], _int),
     "ferry_stream_wrap": ([_group, _pv, _P(_stream)], _int),
@@ -255,7 +292,7 @@ FUNCTIONS: Dict[str, Tuple[List[Any], Any]] = {
     "ferry_combine": ([_route, _P(CombineIn), _P(CombineOut), _P(CombineOptions), _stream], _int),
     "ferry_combine_send": ([_route, _P(CombineIn), _P(CombineOptions), _stream], _int),
     "ferry_combine_recv": ([_route, _P(CombineOut), _stream], _int),
-    "ferry_combine_buffer": ([_route, _int, C.c_int64, _P(Tensor)], _int),
+    "ferry_combine_buffer": ([_route, _int, C.c_int64, _P(Tensor), _stream], _int),
 }
 
 _PLAIN = {

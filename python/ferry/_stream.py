@@ -29,8 +29,8 @@ class Stream:
     def __init__(self, group: "Group", native: Any = None):
         # Weak: the group holds the streams that it wraps.
         self._group = weakref.ref(group)
-        self._held: Any = group._held
-        self._keep: List[Any] = []
+        held: Any = group._held
+        self._held = held
         pointer = C.c_void_p()
         if native is None:
             lib.ferry_stream_create(group._c, C.byref(pointer))
@@ -38,7 +38,12 @@ class Stream:
             lib.ferry_stream_wrap(group._c, native_of(native), C.byref(pointer))
         self._pointer: Optional[int] = pointer.value
         self.native = native_of(native) if native is not None else None
-        self._caller = native  # an object of the caller's that is gone takes its CUDA stream along
+        # What calls on it may still look at; and an object of the caller's that is gone takes its CUDA stream along.
+        self._keep: List[Any] = []
+        self._caller = native
+        held.streams[pointer.value or 0] = self._keep
+        if native is None or type(native).__module__.startswith("torch."):
+            held.awaited.add(pointer.value or 0)
         group._children.add(self)
         group._streams[pointer.value or 0] = self
 
@@ -117,12 +122,10 @@ class Stream:
         """Waits until the stream is empty and frees it. A wrapped CUDA stream itself stays."""
         pointer, self._pointer = self._pointer, None
         if pointer is not None and self._held.pointer:
-            lib.ferry_stream_destroy(pointer)
-            self._keep.clear()
+            destroy_stream(self._held, pointer)
 
-    def _abandon(self, held: Any) -> None:
+    def _abandon(self) -> None:
         self._pointer = None  # freed with the group, which waits for nobody
-        held.keep.append(self._keep)
 
     def __enter__(self) -> "Stream":
         return self
@@ -135,18 +138,38 @@ class Stream:
             self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_pointer", None) is not None:
-            self.close()
+        drop(self, "stream")
+
+
+def destroy_stream(held: Any, pointer: int) -> None:
+    """Waits until it is empty. On the group's own thread."""
+    lib.ferry_stream_destroy(pointer)
+    held.awaited.discard(pointer)
+    held.streams.pop(pointer).clear()
+
+
+def destroy_event(held: Any, pointer: int) -> None:
+    held.events.discard(pointer)
+    lib.ferry_event_destroy(pointer)
+
+
+def drop(it: Any, what: str, more: Any = None) -> None:
+    """Nothing refers to it any more, in whichever thread: the group's own frees it (ferry/_held.py)."""
+    pointer, it._pointer = getattr(it, "_pointer", None), None
+    if pointer is not None:
+        it._held.dropped.append((what, pointer, more))
 
 
 class Event:
     """A point in a stream. Never recorded, it has happened."""
 
     def __init__(self, group: "Group"):
-        self._held: Any = group._held
+        held: Any = group._held
+        self._held = held
         pointer = C.c_void_p()
         lib.ferry_event_create(group._c, C.byref(pointer))
         self._pointer: Optional[int] = pointer.value
+        held.events.add(pointer.value or 0)
         group._children.add(self)
 
     @property
@@ -171,14 +194,13 @@ class Event:
     def close(self) -> None:
         pointer, self._pointer = self._pointer, None
         if pointer is not None and self._held.pointer:
-            lib.ferry_event_destroy(pointer)
+            destroy_event(self._held, pointer)
 
-    def _abandon(self, held: Any) -> None:
+    def _abandon(self) -> None:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_pointer", None) is not None:
-            self.close()
+        drop(self, "event")
 
 
 StreamLike = Union[Stream, int, Any, None]

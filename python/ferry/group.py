@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ctypes as C
+import os
 import sys
 import weakref
-from collections import deque
 from contextlib import nullcontext
-from typing import Any, Callable, ContextManager, Deque, Dict, List, Optional, Sequence, Set, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
 from . import _array, _c, errors
 from ._c import lib
-from ._stream import Event, Stream, StreamLike, native_of
+from ._held import Held, capturing, leave_parked
+from ._stream import Event, Stream, StreamLike, destroy_event, destroy_stream, native_of
 from .heap import Heap
 from .route import LAYOUTS, Route, choose
 
@@ -29,19 +31,24 @@ def unique_id() -> bytes:
     return bytes(bytearray(made))
 
 
-class _Held:
-    """The C group. It is left when the last that needs it is gone: the Group, its routes, views of its memory."""
+@dataclass(frozen=True)
+class Counters:
+    """`Group.counters()`. Arrays are uint64 [ranks], `expert_rows` [local experts]."""
 
-    _destroy = lib.ferry_group_destroy
-
-    def __init__(self, pointer: int):
-        self.pointer = pointer
-        self.keep: List[Any] = []  # what calls on its streams may still look at
-
-    def __del__(self) -> None:
-        # The garbage collector may come here before a route or a stream of the same heap of garbage: they look at `pointer`.
-        pointer, self.pointer = self.pointer, 0
-        self._destroy(pointer)
+    routes: int
+    dispatches: int
+    combines: int
+    meetings: int
+    rows_sent: np.ndarray
+    bytes_sent: np.ndarray
+    rows_received: np.ndarray
+    bytes_received: np.ndarray
+    rows_returned: np.ndarray
+    bytes_returned: np.ndarray
+    rows_dropped: np.ndarray
+    waits: np.ndarray
+    wait_ns: np.ndarray
+    expert_rows: np.ndarray
 
 
 class Group:
@@ -104,14 +111,15 @@ class Group:
     ):
         config, keep = _config(locals())
         pointer = C.c_void_p()
+        leave_parked()
         with _device(device) as self.device_index:
             _create(config, rank, ranks, unique_id, allgather, pointer)
         del keep
-        self._held: Optional[_Held] = _Held(pointer.value or 0)
+        self._held: Optional[Held] = Held(pointer.value or 0)
         self._children: "weakref.WeakSet[Any]" = weakref.WeakSet()
         self._streams: "weakref.WeakValueDictionary[int, Stream]" = weakref.WeakValueDictionary()
         self._wrapped: Dict[int, Stream] = {}  # by the address of the CUDA stream
-        self._dropped: Deque[Tuple[int, Set[int], bool]] = deque()  # routes that nothing refers to; any thread appends
+        self._fading: Set[int] = set()  # streams that nothing refers to, and that are not empty yet
         self._retired: List[Tuple[int, List[Event]]] = []  # routes that streams have yet to pass
         self._captured = False  # a graph that may be replayed uses it
         self._keeper: Optional[List["Group"]] = None  # of groups that are captured
@@ -150,15 +158,32 @@ class Group:
             raise errors.InvalidError(f"rank {rank} is none of the group's {self.ranks}")
         return np.array(experts[:n], dtype=np.int32)
 
+    def counters(self) -> Counters:
+        """What this rank has moved, waited for and left out since the group began; `ferry.h` says what counts when."""
+        c = _c.Counters()
+        lib.ferry_group_counters(self._c, C.byref(c))
+        peers = {
+            name: np.array([getattr(c.peers[r], name) for r in range(c.ranks)], dtype=np.uint64)
+            for name in _c.PEER_COUNTERS
+        }
+        experts = np.array(c.expert_rows[: c.local_experts], dtype=np.uint64)
+        return Counters(c.routes, c.dispatches, c.combines, c.meetings, expert_rows=experts, **peers)
+
+    def write_metrics(self, path: Union[str, "os.PathLike[str]"]) -> None:
+        """The counters as a file in Prometheus' text format."""
+        lib.ferry_group_metrics_write(self._c, os.fsencode(path))
+
     def route(self, topk_idx: Any, topk_weights: Any = None, **options: Any) -> "Route":
         """[collective] `ferry.Route(self, topk_idx, topk_weights, ...)`."""
         return Route(self, topk_idx, topk_weights, **options)
 
     def stream(self, native: Any = None) -> Stream:
         """A stream of the group's device, or one that wraps a CUDA stream of the caller's: see `ferry.Stream`."""
+        self._sweep()
         return Stream(self, native)
 
     def event(self) -> Event:
+        self._sweep()
         return Event(self)
 
     def barrier(self, *, stream: StreamLike = None) -> None:
@@ -226,11 +251,11 @@ class Group:
         held, self._held = self._held, None
         if held is None:
             return
+        held.given_up = True
         for child in list(self._children):
-            child._abandon(held)
+            child._abandon()
         self._wrapped.clear()
-        self._dropped.clear()  # freed with the group, like the retired
-        self._retired.clear()
+        self._retired.clear()  # freed with the group
 
     def __enter__(self) -> "Group":
         return self
@@ -271,8 +296,7 @@ class Group:
         return self._wrapped[native]._c
 
     def _capturing(self) -> bool:
-        torch = sys.modules.get("torch")
-        return self._device == _c.CUDA and torch is not None and torch.cuda.is_current_stream_capturing()
+        return self._device == _c.CUDA and capturing()
 
     def _enter_graph(self) -> None:
         if not self._captured and self._keeper is not None:
@@ -281,24 +305,40 @@ class Group:
 
     def _retire(self, route: int, used: Set[int], captured: bool) -> None:
         """Frees a route when the streams that it was used on have passed it."""
-        if self._held is None or not self._held.pointer or captured or self._capturing():
+        held = self._held
+        if held is None or not held.pointer or captured or self._capturing():
             return  # freed with the group: a graph that is replayed still uses it
-        streams = [self._streams[p] for p in used if p in self._streams]
-        busy = [s.record() for s in streams if not s.idle]
+        busy = [self._record(p) for p in used if p in held.streams and not lib.ferry_stream_idle(p)]
         if busy:
             self._retired.append((route, busy))
         else:
             lib.ferry_route_destroy(route)
 
+    def _record(self, stream: int) -> Event:
+        event = Event(self)
+        lib.ferry_event_record(event._c, stream)
+        return event
+
     def _sweep(self) -> None:
-        if not (self._dropped or self._retired) or self._capturing():
+        """Frees what nothing refers to any more. Only the group's own thread comes here."""
+        held = self._held
+        if held is None or not (held.dropped or self._retired or self._fading) or self._capturing():
             return
-        while self._dropped:
-            self._retire(*self._dropped.popleft())
+        while held.dropped:
+            what, pointer, of_route = held.dropped.popleft()
+            if what == "event":
+                destroy_event(held, pointer)
+            elif what == "stream":
+                self._fading.add(pointer)
+            else:
+                self._retire(pointer, *of_route)
         done = [r for r in self._retired if all(e.done for e in r[1])]
         self._retired = [r for r in self._retired if r not in done]
         for route, _ in done:
             lib.ferry_route_destroy(route)
+        for pointer in [p for p in self._fading if lib.ferry_stream_idle(p)]:
+            self._fading.remove(pointer)
+            destroy_stream(held, pointer)
 
     def _allocating(self, where: Optional[int]) -> ContextManager[Any]:
         """New arrays of a call are made inside it."""

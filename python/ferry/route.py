@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _array, _c, errors
 from ._c import lib
-from ._stream import StreamLike
+from ._stream import StreamLike, drop
 
 if TYPE_CHECKING:
     from .group import Group
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LAYOUTS = {"rank": _c.LAYOUT_RANK, "expert": _c.LAYOUT_EXPERT, "slots": _c.LAYOUT_SLOTS}
 _MODES = {"throughput": _c.THROUGHPUT, "latency": _c.LATENCY}
 _OVERFLOWS = {"error": _c.OVERFLOW_ERROR, "drop": _c.OVERFLOW_DROP}
+_ORDERS = {"rank": _c.ORDER_RANK, "choice": _c.ORDER_CHOICE}
 _CASTS = {
     None: _c.CAST_NONE,
     "e4m3": _c.CAST_E4M3,
@@ -71,6 +72,8 @@ class Route:
         rank_capacity: RANK, EXPERT: the most row slots a rank takes in; 0: the group's max_recv_rows.
         packed: "latency": rows of RANK and SLOTS lie packed as in "throughput", for which counts are exchanged.
         renormalise: weights of choices whose expert lives on masked ranks alone are spread over the token's others.
+        order: RANK: in which order an unweighted combine sums a token's rows. "rank": ranks ascending. "choice": each rank where
+            the last of the token's choices stands that went there.
         overflow: "error" (CapacityError on all ranks), or "drop": the last rows are left out, and counted.
         stream: see `Group.stream`. None: complete on return; for CUDA tensors of PyTorch its current stream.
 
@@ -97,6 +100,7 @@ class Route:
         overflow: str = "error",
         packed: bool = False,
         renormalise: bool = False,
+        order: str = "rank",
         stream: StreamLike = None,
     ):
         keep: List[Any] = []
@@ -108,8 +112,8 @@ class Route:
         config.mode = choose(_MODES, mode, "mode")
         config.expert_alignment, config.expert_capacity = expert_alignment, expert_capacity
         config.rank_capacity, config.overflow = rank_capacity, choose(_OVERFLOWS, overflow, "overflow")
-        config.packed = int(packed)
-        config.renormalise = int(renormalise)
+        config.packed, config.renormalise = int(packed), int(renormalise)
+        config.order = choose(_ORDERS, order, "order")
         pointer = C.c_void_p()
         where = group._stream(stream, topk_idx)
         group._sweep()
@@ -187,7 +191,7 @@ class Route:
                 dispatch after this one begins on this rank; counts and starts are always arrays of the caller's own.
                 False: so are all.
             topk: False: topk_idx, topk_weights and source are not delivered.
-            zero_padding: EXPERT: rows between an expert's last row and the next block are set to zero. Where the host does
+            zero_padding: EXPERT: rows between an expert's last row and the next block are set to zero, and new scales are zero there. Where the host does
                 not know the counts, and in SLOTS, new arrays are zero, weights too, where there is no row.
             stream: as for `Route`.
 
@@ -261,14 +265,20 @@ class Route:
         self.group._hold(call.where, call.keep)
         return PendingCombine(call)
 
-    def combine_buffer(self, columns: Optional[int] = None, dtype: Any = "bfloat16", like: Any = None) -> Any:
+    def combine_buffer(
+        self, columns: Optional[int] = None, dtype: Any = "bfloat16", like: Any = None, *, stream: StreamLike = None
+    ) -> Any:
         """A view, in the shape that combine wants, of the library's buffer for the group's next combine: experts that
-        write there save a copy. Waits until the combine before the last has let go of it.
+        write there save a copy. It may be written when the stream has passed the call, which waits until the combine before the
+        last has let go of it.
 
         like: an array whose library (NumPy, PyTorch) the view shall be of; None: NumPy's on the CPU.
+        stream: as for `Route`.
         """
         t = _c.Tensor()
-        lib.ferry_combine_buffer(self._c, _array.dtype_code(dtype), columns or self.group.hidden, C.byref(t))
+        where = self.group._stream(stream, like)
+        self._use(where)
+        lib.ferry_combine_buffer(self._c, _array.dtype_code(dtype), columns or self.group.hidden, C.byref(t), where)
         arrays = _array.NUMPY if like is None else _array.arrays_of(like)
         return arrays.wrap(self._held, t, self.group._where)
 
@@ -278,7 +288,7 @@ class Route:
         if pointer is not None:
             self.group._retire(pointer, self._used, self._captured)
 
-    def _abandon(self, held: Any) -> None:
+    def _abandon(self) -> None:
         self._pointer = None  # freed with the group
 
     def __enter__(self) -> "Route":
@@ -288,10 +298,7 @@ class Route:
         self.close()
 
     def __del__(self) -> None:
-        # Any thread may drop the last reference (autograd's, the garbage collector's), while the group's own is in a call.
-        pointer, self._pointer = getattr(self, "_pointer", None), None
-        if pointer is not None:
-            self.group._dropped.append((pointer, self._used, self._captured))
+        drop(self, "route", (getattr(self, "_used", None), getattr(self, "_captured", True)))
 
     def __repr__(self) -> str:
         return (
@@ -354,6 +361,7 @@ class _Dispatch:
         group = route.group
         self.route, self.x = route, x
         self.where = group._stream(stream, x)
+        self.on = group._streams.get(self.where or 0)  # which its second half may need
         self.keep: List[Any] = []
         self.into, self.out = _c.DispatchIn(), _c.DispatchOut()
         self.into.rows = _array.describe(x, group._where, "x", self.keep)
@@ -369,7 +377,7 @@ class _Dispatch:
             for name, (shape, code) in self._wanted(scales, cast, topk).items():
                 # A view of the tables would be the route's memory, which nothing would keep.
                 if self.made.get(name) is None and (not view or name in ("counts", "starts")):
-                    blank = gaps and name in ("rows", "scales", "topk_weights")
+                    blank = pad and name == "scales" or gaps and name in ("rows", "topk_weights")
                     self.made[name] = self.arrays.empty(shape, code, x, blank)
                 if self.made.get(name) is None:
                     self.made[name] = self  # a view: its place is known after the call
@@ -437,6 +445,7 @@ class _Combine:
             if b is not None:
                 self.options.bias[i] = _array.describe(b, group._where, f"bias[{i}]", self.keep)
         self.where = group._stream(stream, rows)
+        self.on = group._streams.get(self.where or 0)  # which its second half may need
         route._use(self.where)
         self.made: Any = None
         self.weights: Any = None

@@ -6,6 +6,7 @@ that fails on any rank ends the pool, so that nothing of it reaches the next tes
 
 import atexit
 import faulthandler
+import importlib.util
 import itertools
 import multiprocessing as mp
 import os
@@ -27,6 +28,7 @@ except ImportError:
 
 DEVICE = os.environ.get("FERRY_TEST_DEVICE", "cpu")
 LIMIT = 60 if DEVICE == "cpu" else 120  # seconds that a test may take on all ranks
+BEGIN = 300  # and ranks, to begin: several import PyTorch at once, which takes a minute on a busy machine
 
 
 class Skip(Exception):
@@ -86,6 +88,9 @@ class Env:
 
 def _serve(rank, ranks, port, pipe):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if importlib.util.find_spec("torch"):
+        importlib.import_module("torch")
+    pipe.send("ready")
     while True:
         try:
             work = pipe.recv()
@@ -115,6 +120,9 @@ class Pool:
             theirs.close()
             self.pipes.append(mine)
             self.processes.append(process)
+        for pipe in self.pipes:
+            if not pipe.poll(BEGIN) or pipe.recv() != "ready":
+                raise AssertionError(f"a rank has not begun in {BEGIN} s")
 
     def run(self, function, arguments):
         uid = ferry.unique_id()

@@ -106,7 +106,7 @@ def test_functions():
 
 def test_every_status_has_an_exception():
     body = re.search(r"typedef enum ferry_status \{(.*?)\}", plain(header()), flags=re.S).group(1)
-    statuses = {int(v) for v in re.findall(r"= (\d+)", body)} - {0}
+    statuses = {int(v) for v in re.findall(r"=\s*(\d+)", body)} - {0}
     assert set(errors._BY_CODE) == statuses
     for kind in errors._CLASSES:
         assert kind("x").status in kind.__doc__

@@ -1,6 +1,6 @@
 """What only a GPU can show: the current stream is honoured, and CUDA graphs. tests/cuda/run runs it."""
 
-from harness import DEVICE, draw, on_ranks, skip, torch_or_skip
+from harness import DEVICE, draw, each, on_ranks, skip, torch_or_skip
 
 EXPERTS, HIDDEN, TOPK, M = 8, 512, 2, 16
 
@@ -43,12 +43,13 @@ def streams(env):
             assert torch.equal(y, ((x * n).float() * homes[:, : env.ranks].sum(1, keepdim=True)).bfloat16())
 
 
-def test_low_latency_in_a_graph():
+@each(zero_copy=(False, True))
+def test_low_latency_in_a_graph(zero_copy):
     gpu_or_skip()
-    on_ranks(2, graph)
+    on_ranks(2, graph, zero_copy)
 
 
-def graph(env):
+def graph(env, zero_copy):
     import torch
 
     from ferry.deep_ep import Buffer
@@ -63,7 +64,9 @@ def graph(env):
                 x, idx, M, EXPERTS, use_fp8=False, return_recv_hook=True
             )
             hook()
-            out.append(buffer.low_latency_combine(rx, idx, w, handle)[0])
+            if zero_copy:
+                buffer.get_next_low_latency_combine_buffer(handle).copy_(rx)
+            out.append(buffer.low_latency_combine(rx, idx, w, handle, zero_copy=zero_copy)[0])
         return out
 
     step()

@@ -3,8 +3,11 @@
 import gc
 import queue
 import socket
+import tempfile
 import threading
 import time
+import weakref
+from pathlib import Path
 
 import numpy as np
 from harness import alone, each, on_ranks, raises
@@ -251,6 +254,80 @@ def test_routes_dropped_by_other_threads():
         lib.ferry_route_destroy = destroy
 
 
+def test_streams_dropped_by_other_threads():
+    """So with streams and events; and what a stream's calls use lives until it is empty."""
+    lib, freed, names = ferry._c.lib, [], ("ferry_stream_destroy", "ferry_event_destroy")
+    before = {name: getattr(lib, name) for name in names}
+    for name in names:
+        setattr(lib, name, lambda it, to=before[name]: (freed.append(threading.get_ident()), to(it)))
+    try:
+        with alone() as g:
+            stream, there, go = g.stream(), [np.zeros(256, np.float32)], threading.Event()
+            array, gone = weakref.ref(there[0]), []
+            weakref.finalize(there[0], gone.append, 1)
+            stream.call(go.wait)
+            g.broadcast(there[0], stream=stream)  # which keeps the array
+            there.append(stream.record())
+            there.append(stream)
+            del stream
+            thread = threading.Thread(target=there.clear)
+            thread.start()
+            thread.join()
+            gc.collect()
+            assert not freed and array() is not None
+            g.event().close()  # the stream waits: it is looked at, and left alone
+            assert len(freed) == 2 and array() is not None
+            go.set()
+            while not gone:
+                g.event().close()
+            assert set(freed) == {threading.get_ident()}
+    finally:
+        for name in names:
+            setattr(lib, name, before[name])
+
+
+def test_a_half_keeps_its_stream():
+    with alone() as g:
+        route = g.route(np.zeros((4, 1), np.int64))
+        pending = route.dispatch_send(np.ones((4, 256), np.float16), stream=g.stream())
+        gc.collect()
+        [g.event() for _ in range(3)]
+        got = pending.recv().rows
+        pending._call.on.sync()
+        assert (got == 1).all()
+
+
+def test_a_group_dropped_while_it_works():
+    """The last handle is dropped with calls on a stream: they are carried out before the group is left."""
+    g, slept = alone(), []
+    stream, route = g.stream(), g.route(np.zeros((4, 1), np.int64))
+    stream.call(lambda: (time.sleep(0.2), slept.append(1)))
+    got = route.dispatch(np.ones((4, 256), np.float16), stream=stream).rows
+    del g, stream, route
+    gc.collect()
+    assert slept == [1] and (got == 1).all()
+
+
+def test_a_group_dropped_in_a_capture():
+    """Nothing is freed during a capture; what was dropped meanwhile is, when the next group is made."""
+    import ferry._held as held
+
+    lib, left, captures = ferry._c.lib, [], [True]
+    destroy, asked = lib.ferry_group_destroy, held.capturing
+    lib.ferry_group_destroy = lambda group: (left.append(1), destroy(group))
+    held.capturing = lambda: captures[0]
+    try:
+        g = alone()
+        del g
+        gc.collect()
+        assert not left
+        captures[0] = False
+        alone().close()
+        assert left == [1, 1]
+    finally:
+        lib.ferry_group_destroy, held.capturing = destroy, asked
+
+
 def test_broadcast_and_allgather():
     on_ranks(3, collectives)
 
@@ -265,6 +342,36 @@ def collectives(env):
             g.broadcast(a.T)
         with raises(ferry.InvalidError, "root"):
             g.broadcast(a, root=3)
+
+
+def test_agreement():
+    on_ranks(3, agreed)
+
+
+def agreed(env):
+    """Rank 1 goes; the others go on without it, by routes made anew."""
+    group = env.group(experts=3, dtype="float32", timeout=10)
+    idx, x = np.array([[0, 1, 2]]), np.full((1, 256), env.rank + 1, np.float32)
+    weights = np.full((1, 3), 2, np.float32)
+    old = group.route(idx, weights)
+    assert (old.combine(old.dispatch(x).rows).rows == 3 * x).all() and not group.masked.any()
+    if env.rank == 1:
+        group.close()
+        return
+    with raises(ferry.FerryError, "rank 1"):
+        old.combine(old.dispatch(x).rows)
+    assert group.agree().tolist() == [False, True, False] == group.masked.tolist()
+    with raises(ferry.InvalidError, "agreement"):
+        old.dispatch(x)
+    old.close()
+    for renormalise, weight in ((False, 2), (True, 3)):
+        route = group.route(idx, weights, renormalise=renormalise)
+        got = route.dispatch(x)
+        assert got.counts.tolist() == [1, 0, 1] and got.topk_weights.max() == weight
+        assert (route.combine(got.rows, weighted=True).rows == 2 * weight * x).all()
+    with raises(ferry.InvalidError, "rank"):
+        group.agree(mask=[7])
+    group.close()
 
 
 def test_expert_ranks():
@@ -286,3 +393,35 @@ def test_group_bytes():
     assert ferry.group_bytes(2, heap_bytes=1 << 24, **config) >= ferry.group_bytes(2, **config) + (1 << 24)
     with raises(TypeError, "tokens: not known"):
         ferry.group_bytes(2, tokens=3, **config)
+
+
+def test_counters():
+    """What three ranks sent each other, and the file that Prometheus reads."""
+    uid, seen = ferry.unique_id(), {}
+
+    def run(rank):
+        config = dict(experts=3, hidden=64, max_tokens=4, max_topk=1, dtype="float32", timeout=30)
+        with ferry.Group(unique_id=uid, rank=rank, ranks=3, **config) as g:
+            route = g.route(np.full((2, 1), (rank + 1) % 3))
+            for _ in range(4):
+                route.combine(route.dispatch(np.zeros((2, 64), np.float32)).rows)
+            with tempfile.TemporaryDirectory() as inside:
+                g.write_metrics(Path(inside, "ferry.prom"))
+                seen[rank] = g.counters(), Path(inside, "ferry.prom").read_text()
+            with raises(ferry.SystemCallError, "/nowhere/at/all"):
+                g.write_metrics("/nowhere/at/all")
+            g.barrier()
+
+    threads = [threading.Thread(target=run, args=(r,)) for r in range(3)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert sorted(seen) == [0, 1, 2]
+    for rank, (counters, text) in seen.items():
+        there, back = (rank + 1) % 3, (rank + 2) % 3
+        assert (counters.routes, counters.dispatches, counters.combines) == (1, 4, 4)
+        assert counters.rows_sent.tolist() == [8 * (r == there) for r in range(3)]
+        assert counters.bytes_sent.tolist() == [8 * 256 * (r == there) for r in range(3)]
+        assert counters.rows_received.tolist() == [8 * (r == back) for r in range(3)]
+        assert counters.rows_returned.tolist() == counters.rows_sent.tolist()
+        assert counters.expert_rows.tolist() == [8] and not counters.rows_dropped.any()
+        assert f'rank="{rank}",peer="{there}"}} 8\n' in text and "# TYPE ferry_rows_sent_total counter" in text

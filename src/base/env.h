@@ -15,6 +15,7 @@
     X(FERRY_DEBUG, "", "log level: WARN, INFO or TRACE; unset: silent")                                               \
     X(FERRY_DEBUG_FILE, "stderr", "where the log goes; %h becomes the host name, %p the process id")                  \
     X(FERRY_DEBUG_SUBSYS, "ALL", "comma list of INIT, BOOT, HEAP, ROUTE, MOVE, ENV; ^ before the list excludes")      \
+    X(FERRY_DUMP_DIR, "", "where a rank whose wait has failed writes who waits for whom, to a file of its own")       \
     X(FERRY_FABRIC, "auto",                                                                                           \
       "libfabric provider between hosts; auto: efa or verbs;ofi_rxm with a device, else tcp;ofi_rxm")                 \
     X(FERRY_FABRIC_ADDRESS, "auto",                                                                                   \
@@ -23,9 +24,11 @@
     X(FERRY_HOSTS, "1", "splits the ranks of a machine into that many pretend hosts, to run the far path on it")      \
     X(FERRY_LOCAL_RANK, "", "set by ferry run: this rank among those of its host; the library does not read it")      \
     X(FERRY_LOCAL_RANKS, "", "set by ferry run: the ranks of this host; the library does not read it")                \
+    X(FERRY_METRICS_FILE, "", "where a rank writes its counters for Prometheus when it leaves; %r becomes the rank")  \
     X(FERRY_NT_BYTES, "auto", "a dispatch that moves more bytes than this uses non-temporal stores; auto: the cache") \
     X(FERRY_RANK, "", "this process's rank (ferry_group_create_env), with FERRY_RANKS")                               \
     X(FERRY_RANKS, "", "number of ranks (ferry_group_create_env), with FERRY_RANK")                                   \
+    X(FERRY_RECORDER, "1", "0: no flight recorder and no counters per peer (ferry trace, ferry_group_counters)")      \
     X(FERRY_SMS, "auto", "SMs that a step of a rank uses on a GPU; auto: its share of the GPU, at most 24")           \
     X(FERRY_SPIN, "auto", "pauses before a wait yields; auto: 100, or 0 where ranks outnumber cores")                 \
     X(FERRY_THREADS, "auto", "CPU workers of a rank; auto: cores / ranks of this machine, at least 1")                \

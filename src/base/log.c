@@ -35,17 +35,16 @@ static unsigned parse_subsystems(const char *text) {
     return except ? ~bits : bits;
 }
 
-/* %h becomes the host name and %p the process id, as in NCCL_DEBUG_FILE. */
-static void expand_path(const char *pattern, char *path, size_t size) {
+void fe_expand_path(const char *pattern, int rank, char *path, size_t size) {
     char host[65] = "";
     gethostname(host, sizeof host - 1);
     size_t used = 0;
     for (const char *c = pattern; *c && used + 1 < size; c++) {
         int wrote = 1;
-        if (c[0] == '%' && (c[1] == 'h' || c[1] == 'p')) {
+        if (c[0] == '%' && (c[1] == 'h' || c[1] == 'p' || (c[1] == 'r' && rank >= 0))) {
             c++;
             wrote = *c == 'h' ? snprintf(path + used, size - used, "%s", host)
-                              : snprintf(path + used, size - used, "%d", (int)getpid());
+                              : snprintf(path + used, size - used, "%d", *c == 'r' ? rank : (int)getpid());
         } else {
             path[used] = *c;
         }
@@ -64,7 +63,7 @@ static void start(void) {
     target = stderr;
     if (!file || strcmp(file, "stderr") == 0) return;
     char path[4096];
-    expand_path(file, path, sizeof path);
+    fe_expand_path(file, -1, path, sizeof path);
     FILE *opened = fopen(path, "ae");
     if (opened) target = opened;
 }

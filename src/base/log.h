@@ -3,6 +3,7 @@
 #define FERRY_BASE_LOG_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 typedef enum fe_level { FE_WARN = 1, FE_INFO = 2, FE_TRACE = 3 } fe_level;
 typedef enum fe_subsystem {
@@ -17,6 +18,9 @@ typedef enum fe_subsystem {
 /* Is this line wanted? Cheap; checked before arguments are formatted. */
 bool fe_log_on(fe_level level, fe_subsystem subsystem);
 void fe_log_line(fe_level level, fe_subsystem subsystem, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* In the name of a file %h becomes the host name and %p the process id, as in NCCL_DEBUG_FILE; with rank >= 0 %r becomes that. */
+void fe_expand_path(const char *pattern, int rank, char *path, size_t size);
 
 #define fe_log(level, subsystem, ...)                                                \
     do {                                                                             \

@@ -8,6 +8,7 @@
 
 typedef struct fe_cpu {
     const fe_rows *rows;
+    _Atomic int lanes;    /* streams so far */
     fe_pool pool;         /* for calls with a NULL stream */
     pthread_mutex_t lock; /* of the list */
     struct fe_cpu_stream *streams;
@@ -18,6 +19,7 @@ typedef struct fe_crew {
     fe_engine *engine;
     const fe_rows *rows;
     fe_pool *pool;
+    int lane; /* of its steps' records: 0 for calls with a NULL stream, then the streams as they were made */
 } fe_crew;
 
 /* The moves. */

@@ -86,6 +86,7 @@ static ferry_status fetch(fe_engine *engine, ferry_stream *stream, void *host, c
 const fe_device fe_device_cpu = {
     .name = "cpu",
     .far = true,
+    .records = true,
     .open = open_device,
     .stop = stop_device,
     .close = close_device,

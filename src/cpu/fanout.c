@@ -55,28 +55,10 @@ static void keep(const job *j, int host, int64_t number, const fe_record *r) {
            j->far->header);
 }
 
-/* Slots for which a near rank's tensors have room in its space: they may be the caller's, of any size. */
 static int64_t room_of(const job *j, int rank) {
     const fe_heap *heap = &j->crew->engine->heap;
-    const fe_shape *shape = &j->pass->route->shape;
-    const uint64_t *word = fe_link_words(heap, FE_READY, j->pass->half, rank);
-    bool by_rank = shape->layout == FERRY_LAYOUT_RANK, topk = j->pass->scatter.topk;
-    uint64_t each = 4 * (by_rank ? (uint64_t)shape->topk : 1), strides = word[FE_AT_STRIDES];
-    const struct {
-        uint64_t at, stride;
-        bool used;
-    } part[] = {{word[FE_AT_ROWS], strides >> 32, true},
-                {word[FE_AT_SCALES], strides & 0xffffffffu, j->pass->scatter.scale_bytes != 0},
-                {j->pass->scatter.source_at, 4, topk},
-                {word[FE_AT_IDS], each, topk && by_rank},
-                {word[FE_AT_WEIGHTS], each, topk && j->pass->route->table.weights}};
-    uint64_t room = INT64_MAX;
-    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
-        if (!part[i].used || !part[i].stride) continue;
-        uint64_t fits = part[i].at < heap->space_bytes ? (heap->space_bytes - part[i].at) / part[i].stride : 0;
-        room = fits < room ? fits : room;
-    }
-    return (int64_t)room;
+    return fe_room_at(fe_link_words(heap, FE_READY, j->pass->half, rank), &j->pass->route->shape, &j->pass->scatter,
+                      j->pass->route->table.weights != NULL, heap->space_bytes);
 }
 
 static bool fits(const job *j, const fe_record *r) {
@@ -101,7 +83,8 @@ static bool take_record(job *j, int64_t number) {
     _Alignas(16) char copy[FE_RECORD_MOST]; /* what is checked is what is used, whatever the network writes meanwhile */
     memcpy(copy, landed, j->far->header);
     const fe_record *r = (const fe_record *)(const void *)copy;
-    if (!fe_record_sound(&j->pass->route->shape, j->far, r) || !fits(j, r)) {
+    if (!fe_record_sound(&j->pass->route->shape, j->pass->route->shape.map, j->far->hosts, j->far->most_rows, r) ||
+        !fits(j, r)) {
         atomic_store(&j->unsound, host + 1);
         return false;
     }

@@ -61,7 +61,8 @@ void fe_cpu_pack(const fe_pack *p, int64_t token, const char *row, const char *s
         char *row_to = straight ? box + straight_rows(p, h) + (size_t)number * s->row_bytes : to + p->far->header;
         char *scales_to =
             straight ? box + straight_scales(p, h) + (size_t)number * s->scale_bytes : row_to + s->row_bytes;
-        fe_record_write(&route->shape, &route->table, p->far, h, token, (fe_record *)(void *)to);
+        fe_record_write(route->shape.map, p->far->hosts, &route->table, route->shape.topk, h, token,
+                        (fe_record *)(void *)to, 0, 1);
         p->crew->rows->copy(row_to, row, s->row_bytes);
         if (scales) memcpy(scales_to, scales, s->scale_bytes);
     }

@@ -1,7 +1,11 @@
 /* A pass, act by act. */
 #include "cpu/cpu.h"
+#include "device/record.h"
 
 #include <fenv.h>
+
+#define TIMED_BYTES \
+    65536 /* a move of fewer takes less than spinning does, and its end is not looked up: see fe_step_pass */
 
 /* To other hosts first: that takes longest, and the proxy does it beside. */
 static ferry_status tell_far(const fe_engine *engine, const fe_pass *pass, const fe_note *note) {
@@ -25,10 +29,10 @@ static ferry_status tell_all(const fe_engine *engine, const fe_pass *pass, const
     return FERRY_OK;
 }
 
-static ferry_status hear_all(const fe_crew *crew, const fe_pass *pass, const fe_await *await) {
+static ferry_status hear_all(const fe_crew *crew, const fe_pass *pass, const fe_await *await, fe_step *step) {
     if (!await->used) return FERRY_OK;
     const fe_heap *heap = &crew->engine->heap;
-    FE_TRY(fe_watch_cells(&crew->engine->watch, await->kind, await->half, await->epoch, pass->step));
+    FE_TRY(fe_watch_cells(&crew->engine->watch, await->kind, await->half, await->epoch, pass->step, step));
     for (int r = 0; await->same && r < heap->ranks; r++) {
         if (!fe_heap_hears(heap, await->kind, r) || !fe_heap_reads(heap, await->kind, r)) continue;
         const uint64_t *theirs = fe_link_words(heap, await->kind, await->half, r);
@@ -61,24 +65,38 @@ static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
 }
 
 /* One that was stopped, and that the others have gone on without, may have read what they have written since. They mark it before they write:
- * acquire, so that its reads come before this look. */
+ * a full fence, so that its reads come before this look. */
 static ferry_status check_reads(const fe_heap *heap, fe_move move) {
     if (move != FE_MOVE_REDUCE && move != FE_MOVE_COLLECT) return FERRY_OK;
-    atomic_thread_fence(memory_order_acquire);
+    fe_link_fence();
     return fe_heap_why(heap, heap->rank) == FE_MASKED ? fe_watch_aborted(heap) : FERRY_OK;
 }
 
-static ferry_status run(const fe_crew *crew, const fe_pass *pass) {
-    FE_TRY(tell_all(crew->engine, pass, &pass->announce));
-    FE_TRY(hear_all(crew, pass, &pass->await));
+static ferry_status act(const fe_crew *crew, const fe_pass *pass, fe_step *step) {
+    fe_recorder *recorder = crew->engine->watch.recorder;
+    FE_TRY(hear_all(crew, pass, &pass->await, step));
+    if (pass->await.used) fe_step_pass(recorder, step, FE_STEP_HEARD, fe_step_waited(step));
     ferry_status moved = move(crew, pass);
     if (moved == FERRY_OK) moved = check_reads(&crew->engine->heap, pass->move);
     /* An overflow is known to all ranks and stops all of them alike: the notes still go out, so that nobody is missed. */
     if (moved != FERRY_OK && moved != FERRY_OVERFLOW) return moved;
     FE_TRY(tell_all(crew->engine, pass, &pass->signal));
-    FE_TRY(hear_all(crew, pass, &pass->settle));
+    if (pass->settle.used) fe_step_pass(recorder, step, FE_STEP_MOVED, step && fe_record_bytes(pass) >= TIMED_BYTES);
+    fe_record_moved(recorder, pass); /* after the note, which others wait for */
+    FE_TRY(hear_all(crew, pass, &pass->settle, step));
     if (pass->counts_last) fe_cpu_deliver(crew, pass);
+    fe_record_arrived(recorder, pass);
     return moved;
+}
+
+/* What can be told first is told before the record begins: others wait for it. */
+static ferry_status run(const fe_crew *crew, const fe_pass *pass) {
+    fe_recorder *recorder = crew->engine->watch.recorder;
+    FE_TRY(tell_all(crew->engine, pass, &pass->announce));
+    fe_step *step = fe_record_begin(recorder, pass, crew->lane);
+    ferry_status status = act(crew, pass, step);
+    fe_step_end(recorder, step, status, step ? fe_record_bytes(pass) : 0, true);
+    return status;
 }
 
 ferry_status fe_cpu_pass(const fe_crew *crew, const fe_pass *pass) {

@@ -1,5 +1,6 @@
 /* Route moves: the arithmetic is route/'s, the memory is the heap's. */
 #include "cpu/cpu.h"
+#include "route/tally.h"
 
 static void copy_weights(fe_route_data *route) {
     const ferry_tensor *w = &route->topk_weights;
@@ -92,9 +93,11 @@ ferry_status fe_cpu_place(const fe_crew *crew, const fe_pass *pass) {
     fe_route_blocks(shape, all, &route->scratch, &route->blocks, route->totals);
     if (route->totals->overflow_rank >= 0 && shape->overflow == FERRY_OVERFLOW_ERROR) {
         forget_rows(route);
+        fe_tally_place(route->tally, shape, route->scratch.keep, NULL);
         return fe_route_tell_overflow(shape, route->totals);
     }
     fe_route_place(shape, &route->table, &route->scratch, route->totals);
+    fe_tally_place(route->tally, shape, route->scratch.keep, route->counts);
     if (route->far.hosts) fe_route_records(shape, &route->table, &route->far);
     return FERRY_OK;
 }

@@ -37,17 +37,10 @@ static _Atomic uint64_t *word_of(const fe_heap *heap, int rank, uint64_t at) {
     return fe_near(heap, rank, at);
 }
 
-static ferry_status transfer_far(fe_far *far, const fe_transfer *t) {
-    if (t->bytes && t->get) FE_TRY(fe_far_get(far, t->far_rank, t->far_at, t->to, t->bytes));
-    if (t->bytes && !t->get) FE_TRY(fe_far_put(far, t->far_rank, t->far_at, t->from, t->bytes));
-    if (t->owner < 0) return FERRY_OK;
-    return fe_far_word(far, t->owner, t->op == FERRY_SIGNAL_SET ? FE_SET : FE_ADD, t->signal_at, t->value, 0, NULL);
-}
-
 ferry_status fe_cpu_transfer(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     const fe_transfer *t = &pass->transfer;
-    if (t->far_rank >= 0) return transfer_far(crew->engine->far, t);
+    if (fe_pass_crosses(heap, pass)) return fe_device_cross(crew->engine->far, pass);
     if (t->bytes) memmove(t->to, t->from, t->bytes);
     if (t->owner < 0) return FERRY_OK;
     /* Sequentially consistent: release for the data, and ordered before the look for sleepers in fe_watch_ring. memmove may have
@@ -63,9 +56,7 @@ ferry_status fe_cpu_transfer(const fe_crew *crew, const fe_pass *pass) {
 ferry_status fe_cpu_atomic(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     const fe_atomic *a = &pass->atomic;
-    if (!fe_heap_near(heap, a->owner))
-        return fe_far_word(crew->engine->far, a->owner, a->swap ? FE_SWAP : FE_ADD, a->at,
-                           a->swap ? a->desired : a->add, a->expected, a->old);
+    if (fe_pass_crosses(heap, pass)) return fe_device_cross(crew->engine->far, pass);
     uint64_t before = a->expected; /* on failure the exchange writes what it found */
     if (a->swap)
         atomic_compare_exchange_strong(word_of(heap, a->owner, a->at), &before, a->desired);

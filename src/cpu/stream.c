@@ -103,6 +103,7 @@ ferry_status fe_cpu_stream_create(fe_engine *engine, ferry_stream **stream) {
     memset(s, 0, sizeof *s);
     s->base.engine = engine;
     s->crew = (fe_crew){.engine = engine, .rows = cpu->rows, .pool = &s->pool};
+    s->crew.lane = atomic_fetch_add(&cpu->lanes, 1) + 1;
     s->last = &s->first;
     ferry_status status = fe_cpu_open_pool(engine, &s->pool);
     if (status != FERRY_OK) {

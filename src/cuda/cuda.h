@@ -6,13 +6,16 @@
 #define FERRY_CUDA_CUDA_H
 
 #include "device/pass.h"
+#include "group/body.h"
+#include "link/kernel_order.h"
 
 #include <cuda_runtime_api.h>
 
 #define FE_CUDA_TICKETS \
     4096 /* passes without notes of a rank that may be under way at once; one of a graph keeps its ticket */
 #define FE_CUDA_SCRATCH 65536 /* FE_SCRATCH of heap.h, which is C */
-#define FE_CUDA_TIDES   4     /* kinds of notes in pairs: COUNTS and COUNTED, READY and ROWS, OFFER and PULLED, MEET */
+#define FE_CUDA_TIDES \
+    4 /* kinds of notes in pairs: COUNTS and COUNTED, READY and ROWS (with LANDED), OFFER and PULLED (with RETURNED), MEET */
 
 typedef struct fe_cuda_own { /* device memory of this rank alone */
     uint32_t broken;         /* a pass has failed for good: later ones do nothing */
@@ -22,29 +25,45 @@ typedef struct fe_cuda_own { /* device memory of this rank alone */
     uint32_t done[FE_CUDA_TIDES * 2 + FE_CUDA_TICKETS];
     uint64_t kernel_barriers;         /* ferry_dev_barrier's */
     uint64_t epoch[FE_CUDA_TIDES][2]; /* of the last step of the tide and half */
+    unsigned long long orders;        /* that kernels have given to the proxy */
 } fe_cuda_own;
+
+/* What is wrong with a step, and not with the group. */
+typedef struct fe_cuda_soft {
+    uint32_t
+        status; /* FERRY_INVALID or FERRY_OVERFLOW of a route, MISMATCH or TIMEOUT of a lenient pass; written last */
+    int32_t choice;  /* INVALID */
+    uint64_t launch; /* which says it */
+    int64_t token, index;
+    fe_totals totals; /* OVERFLOW */
+    uint64_t word;    /* TIMEOUT: what a wait for a word saw */
+} fe_cuda_soft;
 
 /* What a kernel has to say to the host: pinned memory, mapped. */
 typedef struct fe_cuda_report {
     uint32_t fatal; /* ferry_status, written last; FERRY_OK: nothing */
-    int32_t other;  /* MISMATCH: with whom */
+    int32_t other;  /* MISMATCH: with whom. SYSTEM: who sent nonsense; -1: the proxy takes no order */
     char step[40];
     uint64_t epoch, ours[FE_CELL_WORDS], theirs[FE_CELL_WORDS];
     fe_explain_fn explain;
     uint64_t seen[FERRY_MAX_RANKS]; /* TIMEOUT: how far each rank had come */
-    uint32_t soft; /* FERRY_INVALID or FERRY_OVERFLOW of a route, or TIMEOUT of a lenient wait; written last */
-    int32_t choice;
-    uint64_t soft_of; /* which launch says it */
-    int64_t token, index;
-    fe_totals totals;
-    uint64_t word; /* old value of an atomic; the word that a wait saw */
+    uint64_t word;                  /* TIMEOUT without an epoch: what was seen of the word that was waited for */
+    uint64_t old;                   /* of an atomic */
+    fe_cuda_soft soft[2];           /* [1]: of passes that their caller waits for, which tell him alone */
 } fe_cuda_report;
 
 typedef struct fe_cuda_world { /* a group as kernels see it */
     int rank, ranks;
-    int sharing;           /* ranks on this GPU, this one included */
+    int sharing;           /* near ranks on this GPU, this one included */
     const uint8_t *linked; /* [ranks] 1: on another GPU. Device memory */
-    char *const *space;    /* [ranks] device memory */
+    char *const *space;    /* [ranks] device memory; far: NULL */
+    char *const *post;     /* [ranks] where notes, counts and boxes are: the space, or host memory */
+    fe_hosts hosts;        /* with arrays in device memory; count 1: what follows is not there */
+    fe_boxes boxes;
+    fe_kernel_order *orders; /* the ring in this rank's post */
+    fe_cell *board;          /* device memory for copies of notes: [2 * FE_CUDA_TIDES][board_blocks][ranks] */
+    int board_blocks, near_ranks;
+    uint64_t space_bytes;
     fe_cuda_own *own;
     fe_cuda_report *report;
     const uint32_t *aborted; /* of this rank's control block in host memory; NULL where that cannot be mapped */
@@ -77,14 +96,27 @@ typedef struct fe_cuda_args {
     fe_cuda_world world;
     int blocks, ticket;
     uint64_t number; /* of the launch, from 1; one of a graph keeps it */
+    int awaited;     /* 1: the caller waits for the pass, and is told what is wrong with it */
     int early;       /* kernels are of code that has fe_after_stream: they may be set up ahead */
     int route_warps; /* of a block of count and place, and its shared memory */
     size_t route_shared;
-    char *const *spaces; /* world.space, in host memory */
+    struct {
+        uint64_t local, remote, bytes; /* 0: nothing */
+        int relay;                     /* and from there to every rank */
+    } push;                            /* to the column on each other host, with the pass's signal */
+    void *stage;                       /* several hosts: FE_CUDA_SCRATCH bytes of device memory, for meetings */
+    const struct fe_heap *heap;        /* the host's */
 } fe_cuda_args;
 
 FE_PURE int fe_tide(fe_kind kind) {
-    return kind == FE_MEET ? FE_CUDA_TIDES - 1 : (int)kind / 2;
+    return kind == FE_MEET       ? FE_CUDA_TIDES - 1
+           : kind == FE_LANDED   ? (int)FE_READY / 2
+           : kind == FE_RETURNED ? (int)FE_OFFER / 2
+                                 : (int)kind / 2;
+}
+/* Over several hosts notes are in host memory, and go to the proxy as well. */
+FE_PURE bool fe_cuda_far(const fe_cuda_world *w) {
+    return w->hosts.count > 1;
 }
 FE_PURE bool fe_has_notes(const fe_pass *p) {
     return p->announce.used || p->await.used || p->signal.used || p->settle.used;
@@ -112,8 +144,16 @@ cudaError_t fe_cuda_launch_reduce(fe_cuda_args *args, cudaStream_t stream);
 cudaError_t fe_cuda_launch_publish(fe_cuda_args *args, cudaStream_t stream);
 cudaError_t fe_cuda_launch_collect(fe_cuda_args *args, cudaStream_t stream);
 cudaError_t fe_cuda_launch_transfer(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_fanout(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_sums(fe_cuda_args *args, cudaStream_t stream);
 cudaError_t fe_cuda_launch_until(fe_cuda_args *args, cudaStream_t stream);
 cudaError_t fe_cuda_launch_atomic(fe_cuda_args *args, cudaStream_t stream);
+/* Parts of a scatter and of a place, over several hosts. */
+cudaError_t fe_cuda_launch_pack(fe_cuda_args *args, cudaStream_t stream);
+cudaError_t fe_cuda_launch_number(fe_cuda_args *args, cudaStream_t stream);
+/* A word of the space, for another host. old: pinned. */
+cudaError_t fe_cuda_launch_errand(fe_errand errand, uint64_t *word, uint64_t value, uint64_t expected, uint64_t *old,
+                                  cudaStream_t stream);
 /* Loads the kernels, and allows them the shared memory that they take: a kernel that is loaded at its first launch may have to wait for one
  * that waits for it. */
 cudaError_t fe_cuda_prepare_space(int *early);
@@ -121,6 +161,7 @@ cudaError_t fe_cuda_prepare_route(size_t shared);
 cudaError_t fe_cuda_prepare_deliver(void);
 cudaError_t fe_cuda_prepare_scatter(void);
 cudaError_t fe_cuda_prepare_reduce(void);
+cudaError_t fe_cuda_prepare_far(void);
 /* Shared memory that a route of this many units needs; the most warps that fit a block (0: too many units). */
 int fe_cuda_route_warps(int bins, size_t shared_most, size_t *shared);
 #ifdef __cplusplus

@@ -1,20 +1,8 @@
 /* What arrived, to where it is wanted: counts and starts, padding, copies out of the space where the caller's tensors lie elsewhere; and,
  * the other way, the combine's rows into it. A warp takes a row. */
 #include "cuda/launch.cuh"
-#include "cuda/note.cuh"
+#include "cuda/rows.cuh"
 #include "route/lay.h"
-
-/* One row; both addresses and the length decide how wide it goes. */
-FE_DEVICE void copy_row(char *to, const char *from, size_t bytes) {
-    uintptr_t all = (uintptr_t)to | (uintptr_t)from | bytes;
-    int lane = fe_lane();
-    if (all % 16 == 0)
-        for (size_t i = lane; i < bytes / 16; i += FE_WARP) ((uint4 *)to)[i] = ((const uint4 *)from)[i];
-    else if (all % 4 == 0)
-        for (size_t i = lane; i < bytes / 4; i += FE_WARP) ((uint32_t *)to)[i] = ((const uint32_t *)from)[i];
-    else
-        for (size_t i = lane; i < bytes; i += FE_WARP) to[i] = from[i];
-}
 
 /* Calls each(slot) for every real row, a row to a warp of the grid. */
 template <class Each> FE_DEVICE void walk_rows(const fe_cuda_args &a, Each each) {
@@ -39,7 +27,8 @@ FE_DEVICE void deliver_row(const fe_cuda_args &a, int64_t slot) {
     const fe_shape &s = a.route.shape;
     const char *space = a.world.space[s.rank];
     size_t each = 4 * (s.layout == FERRY_LAYOUT_RANK ? (size_t)s.topk : 1);
-    if (d.rows_to) copy_row(d.rows_to + slot * d.rows_to_stride, space + d.rows_at + slot * d.row_stride, d.row_bytes);
+    if (d.rows_to)
+        fe_copy_bytes(d.rows_to + slot * d.rows_to_stride, space + d.rows_at + slot * d.row_stride, d.row_bytes);
     int64_t scales_at = 0;
     if (d.scales_to) scales_at = slot / d.expert_slots * d.scale_to_expert + slot % d.expert_slots * d.scale_to_row;
     for (size_t w = fe_lane(); d.scales_to && w < d.scale_bytes / 4; w += FE_WARP) {
@@ -48,11 +37,11 @@ FE_DEVICE void deliver_row(const fe_cuda_args &a, int64_t slot) {
         for (int i = 0; i < 4; i++) to[i] = from[i]; /* words of BYTES tensors may lie anywhere */
     }
     if (!d.topk) return;
-    if (d.source_to) copy_row(d.source_to + slot * 4, space + d.source_at + slot * 4, 4);
+    if (d.source_to) fe_copy_bytes(d.source_to + slot * 4, space + d.source_at + slot * 4, 4);
     if (d.ids_to && s.layout == FERRY_LAYOUT_RANK)
-        copy_row(d.ids_to + slot * each, space + d.ids_at + slot * each, each);
+        fe_copy_bytes(d.ids_to + slot * each, space + d.ids_at + slot * each, each);
     if (d.weights_to && a.route.table.weights)
-        copy_row(d.weights_to + slot * each, space + d.weights_at + slot * each, each);
+        fe_copy_bytes(d.weights_to + slot * each, space + d.weights_at + slot * each, each);
 }
 
 /* Slots [from, to) between blocks of EXPERT. */
@@ -112,6 +101,35 @@ cudaError_t fe_cuda_launch_deliver(fe_cuda_args *args, cudaStream_t stream) {
 
 /* ---- combine ---- */
 
+/* Weights of the caller's for this combine, to those on other hosts who sum with them. */
+FE_DEVICE uint64_t far_weights_at(const fe_cuda_args &a, const size_t *box, int host) {
+    return box[a.pass.half] + (uint64_t)host * a.world.boxes.weight_bytes;
+}
+
+FE_DEVICE void write_far_weights(const fe_cuda_args &a) {
+    const fe_gather &g = a.pass.gather;
+    const fe_hosts &hosts = a.world.hosts;
+    int64_t tokens = a.route.shape.tokens, threads = (int64_t)gridDim.x * blockDim.x;
+    int topk = a.route.shape.topk;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < hosts.count * tokens; i += threads) {
+        int64_t token = i % tokens, number = a.route.far.record[i];
+        if (number < 0 || i / tokens == hosts.mine) continue;
+        float *to =
+            (float *)(a.world.post[a.world.rank] + far_weights_at(a, a.world.boxes.weights_out, (int)(i / tokens)));
+        for (int k = 0; k < topk; k++)
+            to[number * topk + k] = g.far_weights[token * g.far_weight_row + k * g.far_weight_choice];
+    }
+}
+
+FE_DEVICE void push_far_weights(const fe_cuda_args &a) {
+    const fe_cuda_world &w = a.world;
+    for (int h = 0; h < w.hosts.count; h++)
+        if (h != w.hosts.mine)
+            fe_push(a, h, FE_OFFER, far_weights_at(a, w.boxes.weights_out, h),
+                    far_weights_at(a, w.boxes.weights_in, w.hosts.mine),
+                    (uint64_t)a.route.far.records[h] * a.route.shape.topk * sizeof(float));
+}
+
 namespace ferry {
 __global__ void __launch_bounds__(256, 1) gather(const __grid_constant__ fe_cuda_args a) {
     const fe_gather &g = a.pass.gather;
@@ -121,18 +139,22 @@ __global__ void __launch_bounds__(256, 1) gather(const __grid_constant__ fe_cuda
     if (g.rows_to || g.weights_to)
         walk_rows(a, [&](int64_t slot) {
             if (g.rows_to)
-                copy_row(space + g.rows_to + slot * (int64_t)g.row_bytes, g.rows + slot * g.row_stride, g.row_bytes);
+                fe_copy_bytes(space + g.rows_to + slot * (int64_t)g.row_bytes, g.rows + slot * g.row_stride,
+                              g.row_bytes);
             if (g.weights_to)
-                copy_row(space + g.weights_to + slot * (int64_t)g.weight_bytes,
-                         g.weights + slot * (int64_t)g.weight_bytes, g.weight_bytes);
+                fe_copy_bytes(space + g.weights_to + slot * (int64_t)g.weight_bytes,
+                              g.weights + slot * (int64_t)g.weight_bytes, g.weight_bytes);
         });
-    fe_close(a, epoch);
+    if (g.far_weights) write_far_weights(a);
+    if (!fe_last(a)) return;
+    if (g.far_weights && fe_lane() == 0) push_far_weights(a);
+    fe_settle(a, epoch);
 }
 } // namespace ferry
 
 cudaError_t fe_cuda_launch_gather(fe_cuda_args *args, cudaStream_t stream) {
     const fe_gather *g = &args->pass.gather;
-    if (!g->rows_to && !g->weights_to) return fe_cuda_launch_nothing(args, stream);
+    if (!g->rows_to && !g->weights_to && !g->far_weights) return fe_cuda_launch_nothing(args, stream);
     return fe_launch_pass(args, (const void *)ferry::gather, 256, 0, stream);
 }
 

@@ -19,7 +19,7 @@ ferry_status fe_cuda_enter(const fe_engine *engine) {
 /* Blocks of all ranks that share a GPU must be resident at once, since they wait for each other. */
 static ferry_status choose_blocks(fe_engine *engine, const struct cudaDeviceProp *prop) {
     fe_cuda *cuda = fe_cuda_of(engine);
-    int sharing = fe_cuda_memory_sharing(&engine->heap), all = prop->multiProcessorCount;
+    int sharing = fe_cuda_memory_sharing(&engine->heap, false), all = prop->multiProcessorCount;
     int share = all / sharing > SMS_MOST ? SMS_MOST : all / sharing;
     int64_t sms = engine->sms;
     if (!sms) FE_TRY(fe_cuda_core->env_number(FE_ENV_FERRY_SMS, share, 1, 4096, &sms));
@@ -35,12 +35,13 @@ static ferry_status choose_blocks(fe_engine *engine, const struct cudaDeviceProp
                    engine->heap.rank, engine->map->homes);
 }
 
-/* One table in device memory: addresses of all spaces, then the arrays of the map, and what is known of each rank. Kernels of the caller's
- * have been told its address: it stays where it is. */
+/* One table in device memory: addresses of all spaces and posts, then the arrays of the map and of the hosts, and what is known of each rank.
+ * Kernels of the caller's have been told its address: it stays where it is. */
 static ferry_status upload_tables(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     const fe_map *map = engine->map;
     const fe_heap *heap = &engine->heap;
+    const fe_hosts *hosts = &heap->hosts;
     const size_t word = sizeof(int32_t), ranks = (size_t)heap->ranks, homes = (size_t)map->homes,
                  room = (size_t)engine->homes_most * word;
     const struct {
@@ -53,6 +54,10 @@ static ferry_status upload_tables(fe_engine *engine) {
                  {map->home_rank, homes * word, room},
                  {map->home_expert, homes * word, room},
                  {fe_cuda_memory_linked(heap), ranks, ranks},
+                 {cuda->posts, ranks * sizeof *cuda->posts, ranks * sizeof *cuda->posts},
+                 {hosts->host_of, ranks * sizeof(int), ranks * sizeof(int)},
+                 {hosts->index_of, ranks * sizeof(int), ranks * sizeof(int)},
+                 {hosts->rank_at, ranks * sizeof(int), ranks * sizeof(int)},
                  {(const void *)heap->masked, ranks, ranks}};
     enum { PARTS = sizeof parts / sizeof *parts };
     size_t at[PARTS + 1] = {0};
@@ -71,24 +76,58 @@ static ferry_status upload_tables(fe_engine *engine) {
     cuda->world.map.home_rank = (int32_t *)(void *)(base + at[4]);
     cuda->world.map.home_expert = (int32_t *)(void *)(base + at[5]);
     cuda->world.linked = (const uint8_t *)(base + at[6]);
-    cuda->world.mask = (const uint8_t *)(base + at[7]);
-    cuda->world.sharing = fe_cuda_memory_sharing(heap);
+    cuda->world.sharing = fe_cuda_memory_sharing(heap, true);
+    cuda->world.post = (char *const *)(void *)(base + at[7]);
+    cuda->world.hosts = *hosts;
+    cuda->world.hosts.host_of = (int *)(void *)(base + at[8]);
+    cuda->world.hosts.index_of = (int *)(void *)(base + at[9]);
+    cuda->world.hosts.rank_at = (int *)(void *)(base + at[10]);
+    cuda->world.near_ranks = hosts->each;
+    cuda->world.mask = (const uint8_t *)(base + at[11]);
     return FERRY_OK;
 }
 
-/* The control block lies in host memory that other processes write: the GPU reads `aborted` there, and writes `waiting`. */
-static ferry_status map_control(fe_engine *engine) {
+/* Number i of those whose memfds this rank's kernels use: itself, then the others of its host. */
+static int pinned_rank(const fe_heap *heap, int i) {
+    return fe_hosts_rank(&heap->hosts, heap->hosts.mine, (heap->hosts.index + i) % heap->hosts.each);
+}
+
+/* The control block lies in host memory that other processes write: the GPU reads `aborted` there, and writes `waiting`. Over several hosts
+ * the post lies behind it, and kernels use those of all near ranks. */
+static ferry_status map_posts(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
-    fe_control *control = fe_heap_control(&engine->heap, engine->heap.rank);
-    void *there = NULL;
-    size_t bytes = (size_t)fe_align((int64_t)sizeof *control, 4096);
-    FE_CUDA_TRY(cudaHostRegister(control, bytes, cudaHostRegisterMapped | cudaHostRegisterPortable), engine->heap.rank,
-                "mapping the control block for the GPU");
-    cuda->registered = true;
-    FE_CUDA_TRY(cudaHostGetDevicePointer(&there, control, 0), engine->heap.rank,
-                "mapping the control block for the GPU");
-    cuda->world.aborted = (const uint32_t *)(void *)((char *)there + offsetof(fe_control, aborted));
-    cuda->world.waiting = (uint32_t *)(void *)((char *)there + offsetof(fe_control, waiting));
+    const fe_heap *heap = &engine->heap;
+    int count = fe_heap_staged(heap) ? heap->hosts.each : 1;
+    cuda->posts = calloc((size_t)heap->ranks, sizeof *cuda->posts);
+    if (!cuda->posts) return fe_fail(FERRY_NOMEM, "rank %d: no memory for tables", heap->rank);
+    for (int r = 0; r < heap->ranks; r++) cuda->posts[r] = heap->post[r];
+    for (; cuda->pinned < count; cuda->pinned++) {
+        int r = pinned_rank(heap, cuda->pinned);
+        char *there;
+        FE_CUDA_TRY(fe_cuda_pin(heap->base[r], heap->bytes, &there), heap->rank,
+                    "mapping the heap's host memory for the GPU");
+        if (fe_heap_staged(heap)) cuda->posts[r] = there + (heap->post[r] - heap->base[r]);
+        if (r != heap->rank) continue;
+        cuda->world.aborted = (const uint32_t *)(void *)(there + offsetof(fe_control, aborted));
+        cuda->world.waiting = (uint32_t *)(void *)(there + offsetof(fe_control, waiting));
+    }
+    return FERRY_OK;
+}
+
+/* What kernels need where ranks are on several hosts. */
+static ferry_status fill_far(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    fe_cuda_world *w = &cuda->world;
+    const fe_heap *heap = &engine->heap;
+    void *board = NULL;
+    size_t bytes = 2 * FE_CUDA_TIDES * (size_t)cuda->blocks * (size_t)heap->ranks * sizeof(fe_cell);
+    if (!fe_heap_staged(heap)) return FERRY_OK;
+    FE_CUDA_TRY(cudaMalloc(&board, bytes), heap->rank, "taking GPU memory for notes");
+    w->board = board;
+    FE_CUDA_TRY(cudaMalloc(&cuda->stage, FE_CUDA_SCRATCH), heap->rank, "taking GPU memory for meetings");
+    w->board_blocks = cuda->blocks;
+    w->space_bytes = heap->space_bytes;
+    w->orders = (fe_kernel_order *)(void *)(cuda->posts[heap->rank] + fe_room_orders(heap));
     return FERRY_OK;
 }
 
@@ -107,8 +146,9 @@ static ferry_status fill_world(fe_engine *engine) {
     cuda->world.ranks = engine->heap.ranks;
     cuda->world.scratch_at = engine->heap.scratch_at;
     cuda->world.timeout_ns = (uint64_t)engine->watch.timeout_ns;
-    FE_TRY(map_control(engine));
+    FE_TRY(map_posts(engine));
     FE_TRY(upload_tables(engine));
+    FE_TRY(fill_far(engine));
     return fe_cuda_ok(cudaStreamSynchronize(cuda->stream), rank, "preparing the GPU");
 }
 
@@ -118,6 +158,7 @@ static ferry_status prepare_kernels(const fe_engine *engine) {
     if (error == cudaSuccess) error = fe_cuda_prepare_deliver();
     if (error == cudaSuccess) error = fe_cuda_prepare_scatter();
     if (error == cudaSuccess) error = fe_cuda_prepare_reduce();
+    if (error == cudaSuccess && engine->heap.hosts.count > 1) error = fe_cuda_prepare_far();
     return fe_cuda_ok(error, engine->heap.rank, "loading the kernels");
 }
 
@@ -170,19 +211,35 @@ static ferry_status begin_own(fe_engine *engine) {
     memset(cuda->world.report, 0, sizeof(fe_cuda_report));
     atomic_store(&fe_heap_control(&engine->heap, rank)->waiting, 0);
     cuda->told = false;
+    cuda->untold.status = FERRY_OK;
     return FERRY_OK;
+}
+
+/* Of this rank's heap, in the post or behind it. */
+static ferry_status clear(fe_engine *engine, size_t offset, size_t bytes) {
+    const fe_heap *heap = &engine->heap;
+    size_t posted = 0;
+    if (fe_heap_staged(heap) && offset < heap->post_bytes)
+        posted = bytes < heap->post_bytes - offset ? bytes : heap->post_bytes - offset;
+    memset(heap->post[heap->rank] + offset, 0, posted);
+    if (posted == bytes) return FERRY_OK;
+    char *rest = heap->space[heap->rank] + offset + posted;
+    return fe_cuda_ok(cudaMemsetAsync(rest, 0, bytes - posted, fe_cuda_of(engine)->stream), heap->rank,
+                      "clearing the heap for a new era");
 }
 
 static ferry_status renew_device(fe_engine *engine, size_t body_bytes) {
     fe_cuda *cuda = fe_cuda_of(engine);
     const fe_heap *heap = &engine->heap;
-    char *space = heap->space[heap->rank];
     FE_TRY(fe_cuda_enter(engine));
     write_mask(engine);
+    for (int r = 0; r < heap->ranks && !fe_heap_staged(heap); r++) cuda->posts[r] = heap->post[r]; /* of newcomers */
     FE_TRY(begin_own(engine));
     FE_TRY(upload_tables(engine));
-    FE_CUDA_TRY(cudaMemsetAsync(space, 0, heap->scratch_at, cuda->stream), heap->rank, "clearing the cells");
-    FE_CUDA_TRY(cudaMemsetAsync(space + heap->body_at, 0, body_bytes, cuda->stream), heap->rank, "clearing counts");
+    FE_TRY(clear(engine, 0, heap->scratch_at));
+    FE_TRY(clear(engine, heap->body_at, body_bytes));
+    if (fe_heap_staged(heap)) /* the proxy is a new one, and counts orders from 0 as kernels do */
+        FE_TRY(clear(engine, fe_room_orders(heap), FE_KERNEL_ORDERS * sizeof(fe_kernel_order)));
     return fe_cuda_ok(cudaStreamSynchronize(cuda->stream), heap->rank, "beginning anew after an agreement");
 }
 
@@ -199,7 +256,10 @@ static void close_device(fe_engine *engine) {
     fe_cuda_enter(engine);
     for (int i = 0; i < FE_CUDA_SPARES; i++) cudaFree(cuda->spare[i].memory);
     if (cuda->waits) cudaStreamDestroy(cuda->waits);
-    if (cuda->registered) cudaHostUnregister(fe_heap_control(&engine->heap, engine->heap.rank));
+    while (cuda->pinned > 0) fe_cuda_unpin(engine->heap.base[pinned_rank(&engine->heap, --cuda->pinned)]);
+    cudaFree(cuda->world.board);
+    cudaFree(cuda->stage);
+    free(cuda->posts);
     cudaFree(cuda->tables);
     cudaFree(cuda->world.own);
     cudaFreeHost(cuda->world.report);
@@ -269,6 +329,9 @@ static ferry_status fetch(fe_engine *engine, ferry_stream *stream, void *host, c
 
 static ferry_status fill_handle(fe_engine *engine, ferry_device_group *handle) {
     const fe_cuda_world *world = &fe_cuda_of(engine)->world;
+    if (fe_cuda_far(world))
+        return fe_fail(FERRY_UNSUPPORTED, "rank %d: kernels of the caller's reach one host, and the group has %d",
+                       world->rank, world->hosts.count);
     handle->rank = world->rank;
     handle->ranks = world->ranks;
     handle->space = world->space;
@@ -284,6 +347,7 @@ static ferry_status fill_handle(fe_engine *engine, ferry_device_group *handle) {
 static const fe_device device = {
     .name = "cuda",
     .memory = &fe_cuda_memory,
+    .far = true,
     .open = open_device,
     .stop = stop_device,
     .close = close_device,

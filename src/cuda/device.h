@@ -32,8 +32,11 @@ typedef struct fe_cuda {
     _Atomic uint64_t launches;
     size_t route_shared;
     int route_warps;
-    bool registered;      /* the control block is mapped for the GPU */
+    char **posts;         /* [ranks] as kernels address them */
+    int pinned;           /* ranks whose control block (and post) are mapped for the GPU, this one first */
+    void *stage;          /* several hosts: see fe_cuda_args */
     bool told;            /* a fatal report has become the group's fault */
+    fe_outcome untold;    /* an error of some stream, for the next sync */
     pthread_mutex_t word; /* of the report's word while an atomic is under way */
     pthread_mutex_t lock; /* of what follows, and of reports */
     fe_cuda_stream *streams;
@@ -50,6 +53,10 @@ static inline fe_cuda *fe_cuda_of(const fe_engine *engine) {
 /* Makes the group's GPU the calling thread's. */
 ferry_status fe_cuda_enter(const fe_engine *engine);
 
+/* pin.c: maps the memory for the GPU, and says where it is there; every pin wants an unpin. Any thread. */
+cudaError_t fe_cuda_pin(void *base, size_t bytes, char **there);
+void fe_cuda_unpin(void *base);
+
 /* launch.c */
 ferry_status fe_cuda_submit(fe_engine *engine, ferry_stream *stream, const fe_pass *pass);
 size_t fe_cuda_extra_bytes(const fe_engine *engine, const fe_shape *shape);
@@ -57,9 +64,12 @@ size_t fe_cuda_extra_bytes(const fe_engine *engine, const fe_shape *shape);
 /* report.c: what kernels have told, as statuses and sentences */
 /* A fatal report that nobody has heard yet, with its sentence: now the group's fault. FERRY_OK: none. */
 ferry_status fe_cuda_news(fe_engine *engine);
+/* What was told and not yet heard becomes the group's fault, and the next sync's answer. */
 void fe_cuda_look(fe_engine *engine);
-/* The soft report of the launch of this number, or with 0 of any, taken; FERRY_OK: none. pass: what was launched, or NULL. */
-ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass, uint64_t number);
+/* What was wrong with the pass that its caller has waited for, and not with the group; by the number of its launch. */
+ferry_status fe_cuda_take_own(fe_engine *engine, const fe_pass *pass, uint64_t number);
+/* The first error since the last such call that fe_cuda_look has found: of passes that nobody waited for. */
+ferry_status fe_cuda_take_untold(fe_engine *engine);
 
 /* stream.c */
 ferry_status fe_cuda_stream_create(fe_engine *engine, ferry_stream **stream);

@@ -12,7 +12,8 @@ static const launch_fn launches[] = {
     [FE_MOVE_GATHER] = fe_cuda_launch_gather,     [FE_MOVE_REDUCE] = fe_cuda_launch_reduce,
     [FE_MOVE_PUBLISH] = fe_cuda_launch_publish,   [FE_MOVE_COLLECT] = fe_cuda_launch_collect,
     [FE_MOVE_TRANSFER] = fe_cuda_launch_transfer, [FE_MOVE_UNTIL] = fe_cuda_launch_until,
-    [FE_MOVE_ATOMIC] = fe_cuda_launch_atomic,
+    [FE_MOVE_ATOMIC] = fe_cuda_launch_atomic,     [FE_MOVE_FANOUT] = fe_cuda_launch_fanout,
+    [FE_MOVE_SUMS] = fe_cuda_launch_sums,
 };
 
 static size_t line(size_t bytes) {
@@ -46,7 +47,7 @@ static int ticket_of(fe_cuda *cuda, const fe_pass *p) {
     return FE_CUDA_TIDES * 2 + (int)(atomic_fetch_add(&cuda->ticket, 1) % FE_CUDA_TICKETS);
 }
 
-static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass) {
+static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass, bool wait) {
     fe_cuda *cuda = fe_cuda_of(engine);
     fe_cuda_args args = {.pass = *pass,
                          .world = cuda->world,
@@ -54,11 +55,14 @@ static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass) {
                          .early = cuda->early,
                          .route_warps = cuda->route_warps,
                          .route_shared = cuda->route_shared,
-                         .spaces = engine->heap.space};
+                         .stage = cuda->stage,
+                         .heap = &engine->heap};
     args.ticket = ticket_of(cuda, pass);
     args.number = atomic_fetch_add(&cuda->launches, 1) + 1;
+    args.awaited = wait;
     if (!pass->route) return args;
     args.route = *pass->route;
+    if (args.route.far.boxes) args.world.boxes = *args.route.far.boxes;
     lay_extra(engine, &pass->route->shape, pass->route->extra, &args.extra);
     return args;
 }
@@ -68,19 +72,30 @@ static ferry_status finish(fe_engine *engine, cudaStream_t native, const fe_pass
     FE_CUDA_TRY(cudaStreamSynchronize(native), engine->heap.rank, pass->step);
     FE_TRY(fe_cuda_news(engine));
     FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
-    return fe_cuda_take_soft(engine, pass, number);
+    return fe_cuda_take_own(engine, pass, number);
 }
 
 static ferry_status launch(fe_engine *engine, cudaStream_t native, bool wait, const fe_pass *pass) {
     fe_cuda *cuda = fe_cuda_of(engine);
-    fe_cuda_args args = args_of(engine, pass);
+    fe_cuda_args args = args_of(engine, pass, wait);
     ferry_status status = fe_cuda_ok(launches[pass->move](&args, native), engine->heap.rank, pass->step);
     if (status != FERRY_OK && !fe_cuda_captured(native)) /* the others wait for it */
         fe_cuda_core->fault_note(&engine->fault, status, true);
     if (status != FERRY_OK || !wait) return status;
     FE_TRY(finish(engine, native, pass, args.number));
-    if (pass->move == FE_MOVE_ATOMIC) *pass->atomic.old = cuda->world.report->word;
+    if (pass->move == FE_MOVE_ATOMIC) *pass->atomic.old = cuda->world.report->old;
     return FERRY_OK;
+}
+
+/* One-sided calls to another host: the host carries them out, when the stream has come there, and returns when they are done. */
+static ferry_status cross(fe_engine *engine, ferry_stream *stream, cudaStream_t native, const fe_pass *pass) {
+    if (fe_cuda_captured(native))
+        return fe_fail(FERRY_UNSUPPORTED, "rank %d: %s to a rank of another host cannot be captured into a graph",
+                       engine->heap.rank, pass->step);
+    if (stream) FE_CUDA_TRY(cudaStreamSynchronize(native), engine->heap.rank, pass->step);
+    ferry_status status = fe_cuda_core->cross(engine->far, pass);
+    if (fe_fault_fatal(status) && !pass->lenient) fe_cuda_core->fault_note(&engine->fault, status, true);
+    return status;
 }
 
 /* The stream for waits is made by the first one: hardware queues are few. */
@@ -102,6 +117,8 @@ ferry_status fe_cuda_submit(fe_engine *engine, ferry_stream *stream, const fe_pa
     fe_cuda_look(engine);
     FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
     FE_TRY(stream_of(engine, stream, pass, &native));
+    if (fe_pass_crosses(&engine->heap, pass)) return cross(engine, stream, native, pass);
+    if (engine->far) fe_cuda_core->stir(engine->far);
     if (pass->move == FE_MOVE_ATOMIC) pthread_mutex_lock(&cuda->word);
     ferry_status status = launch(engine, native, !stream || pass->outcome, pass);
     if (pass->move == FE_MOVE_ATOMIC) pthread_mutex_unlock(&cuda->word);

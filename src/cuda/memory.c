@@ -32,14 +32,27 @@ typedef struct card { /* in an fe_card */
 _Static_assert(sizeof(card) <= sizeof(fe_card), "what maps a GPU's memory must fit the introduction");
 
 typedef struct state {
-    int device, sharing, fd;
+    int device, fd;
+    int sharing, sharing_near; /* ranks on this GPU, this one included */
     card_kind kind;
     cudaStream_t stream;
     uint8_t uuid[16];
     size_t bytes;    /* rounded up to the driver's granularity */
     card_kind *how;  /* [ranks] in which each is mapped; 0: not */
     uint8_t *linked; /* [ranks] 1: on another GPU */
+    /* for other hosts: made when first needed */
+    pthread_mutex_t lock;
+    cudaStream_t errands;
+    uint64_t *old; /* pinned */
 } state;
+
+/* Memory begins at space_at of the space. */
+static void set_space(fe_heap *heap, int rank, char *memory) {
+    heap->space[rank] = memory ? memory - heap->space_at : NULL;
+}
+static char *memory_of(const fe_heap *heap, int rank) {
+    return heap->space[rank] ? heap->space[rank] + heap->space_at : NULL;
+}
 
 /* The driver, found through the runtime: this library does not need libcuda.so to be loaded. */
 static struct driver {
@@ -150,7 +163,7 @@ static ferry_status map_exported(fe_heap *heap, int peer, int pid, const card *c
         CUmemFabricHandle fabric = c->fabric;
         result = driver.import(&handle, &fabric, CU_MEM_HANDLE_TYPE_FABRIC);
     }
-    heap->space[peer] = result == CUDA_SUCCESS ? map_handle(s, handle, s->bytes) : NULL;
+    set_space(heap, peer, result == CUDA_SUCCESS ? map_handle(s, handle, s->bytes) : NULL);
     if (!heap->space[peer])
         return fe_fail(FERRY_SYSTEM, "rank %d: the GPU memory of rank %d could not be mapped (CUresult %d)", heap->rank,
                        peer, (int)result);
@@ -171,7 +184,7 @@ static ferry_status map_ipc(fe_heap *heap, int peer, int pid, const card *c) {
         if (error != cudaErrorPeerAccessAlreadyEnabled)
             FE_CUDA_TRY(error, heap->rank, "access to another GPU's memory");
     }
-    heap->space[peer] = at;
+    set_space(heap, peer, at);
     s->how[peer] = thread ? CARD_THREAD : CARD_IPC;
     atomic_fetch_add(&fe_heap_control(heap, peer)->holders, 1);
     return FERRY_OK;
@@ -179,8 +192,8 @@ static ferry_status map_ipc(fe_heap *heap, int peer, int pid, const card *c) {
 
 static void log_kind(const fe_heap *heap, const struct cudaDeviceProp *prop, card_kind kind) {
     char line[256];
-    snprintf(line, sizeof line, "rank %d: %zu bytes of GPU %.100s, shared by %s", heap->rank, heap->space_bytes,
-             prop->name, kind == CARD_EXPORT ? "file descriptor" : "CUDA IPC");
+    snprintf(line, sizeof line, "rank %d: %zu bytes of GPU %.100s, shared by %s", heap->rank,
+             heap->space_bytes - heap->space_at, prop->name, kind == CARD_EXPORT ? "file descriptor" : "CUDA IPC");
     fe_cuda_core->log(FE_INFO, FE_HEAP, line);
 }
 
@@ -189,6 +202,7 @@ static void log_kind(const fe_heap *heap, const struct cudaDeviceProp *prop, car
 static ferry_status clear_cells(const fe_heap *heap, char *space) {
     state *s = heap->memory_state;
     FE_CUDA_TRY(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), heap->rank, "making a stream");
+    if (fe_heap_staged(heap)) return FERRY_OK; /* they are in the memfd */
     FE_CUDA_TRY(cudaMemsetAsync(space, 0, heap->body_at, s->stream), heap->rank, "clearing the cells");
     return fe_cuda_ok(cudaStreamSynchronize(s->stream), heap->rank, "clearing the cells");
 }
@@ -197,26 +211,28 @@ static ferry_status make(fe_heap *heap, fe_card *out) {
     struct cudaDeviceProp prop;
     state *s = calloc(1, sizeof *s);
     heap->memory_state = s;
+    size_t bytes = heap->space_bytes - heap->space_at;
+    if (s) pthread_mutex_init(&s->lock, NULL);
     if (s) s->how = calloc((size_t)heap->ranks, sizeof *s->how);
     if (s) s->linked = calloc((size_t)heap->ranks, sizeof *s->linked);
     if (!s || !s->how || !s->linked)
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the GPU memory's tables", heap->rank);
     s->fd = -1;
-    s->sharing = 1;
+    s->sharing = s->sharing_near = 1;
     FE_CUDA_TRY(cudaGetDevice(&s->device), heap->rank, "looking for a GPU");
     FE_CUDA_TRY(cudaGetDeviceProperties(&prop, s->device), heap->rank, "looking at the GPU");
     FE_CUDA_TRY(cudaFree(NULL), heap->rank, "starting CUDA");
     memcpy(s->uuid, &prop.uuid, sizeof s->uuid);
     card c = {.device = s->device, .fd = -1};
     memcpy(c.uuid, s->uuid, sizeof c.uuid);
-    char *space = find_driver() ? make_exported(s, heap->space_bytes, &c) : NULL;
+    char *space = find_driver() ? make_exported(s, bytes, &c) : NULL;
     s->kind = space ? CARD_EXPORT : CARD_IPC;
     if (!space) {
         void *at = NULL;
-        FE_CUDA_TRY(cudaMalloc(&at, heap->space_bytes), heap->rank, "taking GPU memory for the space");
+        FE_CUDA_TRY(cudaMalloc(&at, bytes), heap->rank, "taking GPU memory for the space");
         space = at;
     }
-    heap->space[heap->rank] = space;
+    set_space(heap, heap->rank, space);
     s->how[heap->rank] = s->kind;
     if (s->kind == CARD_IPC) FE_CUDA_TRY(cudaIpcGetMemHandle(&c.ipc, space), heap->rank, "exporting GPU memory");
     c.kind = (int32_t)s->kind;
@@ -227,12 +243,18 @@ static ferry_status make(fe_heap *heap, fe_card *out) {
     return clear_cells(heap, space);
 }
 
-static ferry_status map(fe_heap *heap, int peer, int pid, const fe_card *in) {
+static void meet(fe_heap *heap, int peer, const fe_card *in) {
     state *s = heap->memory_state;
     card c;
     memcpy(&c, in->bytes, sizeof c);
     s->linked[peer] = memcmp(c.uuid, s->uuid, sizeof c.uuid) != 0;
     s->sharing += !s->linked[peer];
+    s->sharing_near += !s->linked[peer] && fe_hosts_near(&heap->hosts, peer);
+}
+
+static ferry_status map(fe_heap *heap, int peer, int pid, const fe_card *in) {
+    card c;
+    memcpy(&c, in->bytes, sizeof c);
     return c.kind == CARD_EXPORT ? map_exported(heap, peer, pid, &c) : map_ipc(heap, peer, pid, &c);
 }
 
@@ -242,19 +264,19 @@ static void free_own(fe_heap *heap) {
     _Atomic int32_t *holders = &fe_heap_control(heap, heap->rank)->holders;
     while (atomic_load(holders) > 0 && fe_now_ns() < until) sched_yield();
     if (atomic_load(holders) == 0)
-        cudaFree(heap->space[heap->rank]);
+        cudaFree(memory_of(heap, heap->rank));
     else
         fe_cuda_core->log(FE_WARN, FE_HEAP, "GPU memory that another rank still maps is not freed");
 }
 
 static void unmap(fe_heap *heap, int r) {
     state *s = heap->memory_state;
-    CUdeviceptr at = (CUdeviceptr)(uintptr_t)heap->space[r];
+    CUdeviceptr at = (CUdeviceptr)(uintptr_t)memory_of(heap, r);
     if (s->how[r] == CARD_EXPORT) {
         driver.unmap(at, s->bytes);
         driver.unreserve(at, s->bytes);
     } else if (s->how[r] && r != heap->rank) {
-        if (s->how[r] == CARD_IPC) cudaIpcCloseMemHandle(heap->space[r]);
+        if (s->how[r] == CARD_IPC) cudaIpcCloseMemHandle(memory_of(heap, r));
         atomic_fetch_sub(&fe_heap_control(heap, r)->holders, 1);
     }
 }
@@ -273,6 +295,9 @@ static void drop(fe_heap *heap) {
     for (int r = 0; s && s->how && r < heap->ranks; r++) unmap(heap, r);
     if (s && s->how && s->how[heap->rank] == CARD_IPC) free_own(heap);
     if (s && s->stream) cudaStreamDestroy(s->stream);
+    if (s && s->errands) cudaStreamDestroy(s->errands);
+    if (s) cudaFreeHost(s->old);
+    if (s) pthread_mutex_destroy(&s->lock);
     if (s && s->fd >= 0) close(s->fd);
     if (s) free(s->how);
     if (s) free(s->linked);
@@ -280,7 +305,59 @@ static void drop(fe_heap *heap) {
     heap->memory_state = NULL;
 }
 
-const fe_memory fe_cuda_memory = {.make = make, .map = map, .unmap = unmap_peer, .drop = drop};
+/* ---- on behalf of other hosts ---- */
+
+/* On a stream of its own: the others' may hold kernels that wait for just this. Under the lock. */
+static ferry_status open_errands(const fe_heap *heap) {
+    state *s = heap->memory_state;
+    FE_CUDA_TRY(cudaSetDevice(s->device), heap->rank, "choosing the GPU");
+    if (!s->errands)
+        FE_CUDA_TRY(cudaStreamCreateWithFlags(&s->errands, cudaStreamNonBlocking), heap->rank, "making a stream");
+    if (s->old) return FERRY_OK;
+    void *old = NULL;
+    FE_CUDA_TRY(cudaHostAlloc(&old, sizeof *s->old, cudaHostAllocMapped | cudaHostAllocPortable), heap->rank,
+                "taking pinned memory");
+    s->old = old;
+    return FERRY_OK;
+}
+
+static ferry_status copy_now(const fe_heap *heap, void *to, const void *from, size_t bytes) {
+    state *s = heap->memory_state;
+    FE_TRY(open_errands(heap));
+    FE_CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s->errands), heap->rank,
+                "copying for another host");
+    return fe_cuda_ok(cudaStreamSynchronize(s->errands), heap->rank, "copying for another host");
+}
+
+static ferry_status copy(const fe_heap *heap, void *to, const void *from, size_t bytes) {
+    state *s = heap->memory_state;
+    pthread_mutex_lock(&s->lock);
+    ferry_status status = copy_now(heap, to, from, bytes);
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+static ferry_status word_now(const fe_heap *heap, fe_errand errand, uint64_t at, uint64_t value, uint64_t expected) {
+    state *s = heap->memory_state;
+    uint64_t *word = (uint64_t *)(void *)(heap->space[heap->rank] + at);
+    FE_TRY(open_errands(heap));
+    FE_CUDA_TRY(fe_cuda_launch_errand(errand, word, value, expected, s->old, s->errands), heap->rank,
+                "a word for another host");
+    return fe_cuda_ok(cudaStreamSynchronize(s->errands), heap->rank, "a word for another host");
+}
+
+static ferry_status word(const fe_heap *heap, fe_errand errand, uint64_t at, uint64_t value, uint64_t expected,
+                         uint64_t *old) {
+    state *s = heap->memory_state;
+    pthread_mutex_lock(&s->lock);
+    ferry_status status = word_now(heap, errand, at, value, expected);
+    if (status == FERRY_OK) *old = *s->old;
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+const fe_memory fe_cuda_memory = {
+    .make = make, .meet = meet, .map = map, .unmap = unmap_peer, .drop = drop, .copy = copy, .word = word};
 
 int fe_cuda_memory_device(const fe_heap *heap) {
     return ((const state *)heap->memory_state)->device;
@@ -290,8 +367,9 @@ cudaStream_t fe_cuda_memory_stream(const fe_heap *heap) {
     return ((const state *)heap->memory_state)->stream;
 }
 
-int fe_cuda_memory_sharing(const fe_heap *heap) {
-    return ((const state *)heap->memory_state)->sharing;
+int fe_cuda_memory_sharing(const fe_heap *heap, bool near) {
+    const state *s = heap->memory_state;
+    return near ? s->sharing_near : s->sharing;
 }
 
 const uint8_t *fe_cuda_memory_linked(const fe_heap *heap) {

@@ -19,6 +19,14 @@ FE_DEVICE uint64_t fe_acquire(const uint64_t *word) {
 FE_DEVICE void fe_release(uint64_t *word, uint64_t value) {
     asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
+FE_DEVICE uint32_t fe_acquire32(const uint32_t *word) {
+    uint32_t value;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
+}
+FE_DEVICE void fe_release32(uint32_t *word, uint32_t value) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
 /* Nanoseconds of a clock that all blocks share; its steps are about a microsecond. */
 FE_DEVICE uint64_t fe_device_ns(void) {
     uint64_t now;
@@ -58,35 +66,44 @@ FE_DEVICE void fe_tell_fatal(const fe_cuda_args &a, ferry_status status, uint64_
     __threadfence_system();
 }
 
-/* What is wrong with a step, and not with the group. One thread. */
+/* One thread; what the status wants said is there already. */
+FE_DEVICE fe_cuda_soft *fe_soft(const fe_cuda_args &a) {
+    return &a.world.report->soft[a.awaited];
+}
 FE_DEVICE void fe_tell_soft(const fe_cuda_args &a, ferry_status status) {
-    a.world.report->soft_of = a.number;
+    fe_cuda_soft *soft = fe_soft(a);
+    soft->launch = a.number;
     __threadfence_system();
-    *(volatile uint32_t *)&a.world.report->soft = (uint32_t)status;
+    *(volatile uint32_t *)&soft->status = (uint32_t)status;
     __threadfence_system();
+}
+
+/* One thread: what a rank of another host says makes no sense. */
+FE_DEVICE void fe_refuse(const fe_cuda_args &a, int rank) {
+    if (!fe_break(a)) return;
+    a.world.report->other = rank;
+    fe_tell_fatal(a, FERRY_SYSTEM, 0);
 }
 
 /* ---- notes ---- */
 
+FE_DEVICE bool fe_near(const fe_cuda_world &w, int rank) {
+    return !fe_cuda_far(&w) || fe_hosts_near(&w.hosts, rank);
+}
 FE_DEVICE fe_cell *fe_cell_of(const fe_cuda_world &w, int owner, int kind, int half, int source) {
-    return (fe_cell *)w.space[owner] + ((size_t)kind * 2 + half) * w.ranks + source;
+    return (fe_cell *)w.post[owner] + ((size_t)kind * 2 + half) * w.ranks + source;
 }
 
 FE_DEVICE bool fe_masked(const fe_cuda_world &w, int rank) {
     return w.masked[rank / 32] >> rank % 32 & 1;
 }
-
-/* One whole warp: to every rank. What was stored before, and counted, is visible to who hears. */
-FE_DEVICE void fe_say(const fe_cuda_args &a, const fe_note &note, uint64_t epoch) {
-    const fe_cuda_world &w = a.world;
-    for (int i = fe_lane(); i < w.ranks; i += FE_WARP) { /* starting behind oneself spreads the stores over owners */
-        int owner = (w.rank + 1 + i) % w.ranks;
-        if (fe_masked(w, owner)) continue;
-        fe_cell *cell = fe_cell_of(w, owner, note.kind, note.half, w.rank);
-        for (int k = 0; k < FE_CELL_WORDS; k++) cell->word[k] = note.word[k];
-        fe_release(&cell->epoch, epoch);
-    }
-    __syncwarp();
+/* Does its note come to this rank? */
+FE_DEVICE bool fe_hears(const fe_cuda_world &w, fe_kind kind, int source) {
+    return !fe_masked(w, source) && fe_hosts_hear(&w.hosts, kind, source);
+}
+/* Ranks whose memory steps read and write. */
+FE_DEVICE bool fe_reaches(const fe_cuda_world &w, int rank) {
+    return !fe_masked(w, rank) && fe_near(w, rank);
 }
 
 FE_DEVICE bool fe_give_up(const fe_cuda_args &a, uint64_t *start, ferry_status *why, uint64_t timeout_ns) {
@@ -101,15 +118,94 @@ FE_DEVICE bool fe_give_up(const fe_cuda_args &a, uint64_t *start, ferry_status *
     return a.world.aborted && *(const volatile uint32_t *)a.world.aborted;
 }
 
+/* ---- to other hosts ---- */
+
+/* One thread: an order for the proxy. What it speaks of was stored, and counted, before. Blocks of a rank take turns by a counter in the
+ * GPU's memory; where the ring is full they wait, bounded like every wait. */
+FE_DEVICE void fe_give_order(const fe_cuda_args &a, const fe_kernel_order &order) {
+    unsigned long long at = atomicAdd(&a.world.own->orders, 1ull);
+    fe_kernel_order *slot = &a.world.orders[at % FE_KERNEL_ORDERS];
+    uint32_t turn = fe_kernel_turn(at);
+    uint64_t start = 0;
+    ferry_status why = FERRY_OK;
+    for (uint32_t look = 1; fe_acquire32(&slot->turn) != turn; look++) {
+        if (look % 64 != 0 || !fe_give_up(a, &start, &why, a.world.timeout_ns)) continue;
+        if (why != FERRY_ABORTED)
+            fe_refuse(a, -1);
+        else if (fe_break(a))
+            fe_tell_fatal(a, why, 0);
+        return;
+    }
+    if (start) *(volatile uint32_t *)a.world.waiting = 0;
+    slot->host = order.host;
+    slot->kind = order.kind;
+    slot->half = order.half;
+    slot->bytes = order.bytes;
+    slot->local = order.local;
+    slot->remote = order.remote;
+    slot->epoch = order.epoch;
+    for (int i = 0; i < FE_CELL_WORDS; i++) slot->word[i] = order.word[i];
+    slot->relay_bytes = order.relay_bytes;
+    __threadfence_system(); /* and what other threads of the block stored, which this one has met */
+    fe_release32(&slot->turn, turn + 1);
+}
+
+/* One thread: bytes for the column on a host. */
+FE_DEVICE void fe_push(const fe_cuda_args &a, int host, fe_kind kind, uint64_t local, uint64_t remote, uint64_t bytes) {
+    fe_kernel_order order = {};
+    order.host = host;
+    order.kind = kind;
+    order.half = a.pass.half;
+    order.local = local;
+    order.remote = remote;
+    order.bytes = bytes;
+    if (bytes) fe_give_order(a, order);
+}
+
+/* One thread: a note for the column on a host, -1: on all others; with what the pass pushes. */
+FE_DEVICE void fe_tell_far(const fe_cuda_args &a, int host, fe_kind kind, const uint64_t *word, uint64_t epoch) {
+    fe_kernel_order order = {};
+    order.host = host;
+    order.kind = kind;
+    order.half = a.pass.half;
+    order.epoch = fe_whole_epoch(a, epoch);
+    for (int i = 0; i < FE_CELL_WORDS; i++) order.word[i] = word[i];
+    if (kind == FE_COUNTS || kind == FE_MEET) {
+        order.bytes = a.push.bytes;
+        order.local = a.push.local;
+        order.remote = a.push.remote;
+        order.relay_bytes = a.push.relay ? a.push.bytes : 0;
+    }
+    fe_give_order(a, order);
+}
+
+/* ---- saying and hearing ---- */
+
+/* One whole warp: to every rank, other hosts first, since that takes longest. What was stored before, and counted, is visible to who
+ * hears. Cells hold the epoch as the host counts, both halves together. */
+FE_DEVICE void fe_say(const fe_cuda_args &a, const fe_note &note, uint64_t epoch) {
+    const fe_cuda_world &w = a.world;
+    if (fe_cuda_far(&w) && fe_reach_of(note.kind) != FE_REACH_NEAR && fe_lane() == 0)
+        fe_tell_far(a, -1, note.kind, note.word, epoch);
+    for (int i = fe_lane(); i < w.ranks; i += FE_WARP) { /* starting behind oneself spreads the stores over owners */
+        int owner = (w.rank + 1 + i) % w.ranks;
+        if (!fe_reaches(w, owner)) continue;
+        fe_cell *cell = fe_cell_of(w, owner, note.kind, note.half, w.rank);
+        for (int k = 0; k < FE_CELL_WORDS; k++) cell->word[k] = note.word[k];
+        fe_release(&cell->epoch, fe_whole_epoch(a, epoch));
+    }
+    __syncwarp();
+}
+
 /* One whole warp: until every rank's cell has reached the epoch. False: it was not, and the host has been told. */
 FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t epoch) {
     const fe_cuda_world &w = a.world;
-    uint64_t start = 0;
+    uint64_t start = 0, whole = fe_whole_epoch(a, epoch);
     for (uint32_t turn = 1;; turn++) {
         bool here = true;
         for (int r = fe_lane(); r < w.ranks; r += FE_WARP)
-            here = here &&
-                   (fe_masked(w, r) || fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch) >= epoch);
+            if (fe_hears(w, await.kind, r))
+                here = here && fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch) >= whole;
         if (__all_sync(FE_ALL, here)) break;
         if (turn % 256 != 0) continue; /* the clock, and even more the host's word, cost more than a look at a cell */
         ferry_status why = FERRY_OK;
@@ -117,10 +213,9 @@ FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t ep
         if (!__shfl_sync(FE_ALL, stop, 0)) continue;
         if (fe_lane() == 0 && fe_break(a)) {
             for (int r = 0; r < w.ranks; r++)
-                w.report->seen[r] =
-                    fe_masked(w, r)
-                        ? ~(uint64_t)0
-                        : fe_whole_epoch(a, fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch));
+                w.report->seen[r] = fe_hears(w, await.kind, r)
+                                        ? fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch)
+                                        : ~(uint64_t)0;
             fe_tell_fatal(a, why, epoch);
         }
         return false;
@@ -134,11 +229,13 @@ FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t ep
 FE_DEVICE bool fe_agree(const fe_cuda_args &a, const fe_await &await, uint64_t epoch) {
     const fe_cuda_world &w = a.world;
     int other = w.ranks;
-    for (int r = fe_lane(); await.same && r < w.ranks; r += FE_WARP)
-        for (int k = 0; k < FE_CELL_WORDS && !fe_masked(w, r); k++)
+    for (int r = fe_lane(); await.same && r < w.ranks; r += FE_WARP) {
+        if (!fe_hears(w, await.kind, r) || !fe_hosts_read(&w.hosts, await.kind, r)) continue;
+        for (int k = 0; k < FE_CELL_WORDS; k++)
             if ((await.same >> k & 1) && fe_cell_of(w, w.rank, await.kind, await.half, r)->word[k] != await.word[k] &&
                 r < other)
                 other = r;
+    }
     other = __reduce_min_sync(FE_ALL, other);
     if (other == w.ranks) return true;
     if (fe_lane() != 0 || (!a.pass.lenient && !fe_break(a))) return false;
@@ -164,7 +261,7 @@ FE_DEVICE int fe_units_here(const fe_cuda_args &a) {
  * route. */
 FE_DEVICE void fe_read_tails(const fe_cuda_args &a, int index, int count) {
     const fe_shape &s = a.route.shape;
-    const int32_t *tails = (const int32_t *)(a.world.space[s.rank] + a.pass.deliver.tails_at);
+    const int32_t *tails = (const int32_t *)(a.world.post[s.rank] + a.pass.deliver.tails_at);
     int width = a.world.map.most_local, blocks = fe_units_here(a) * s.ranks;
     for (int i = index; i < blocks; i += count) {
         int unit = i / s.ranks, source = i % s.ranks;
@@ -185,9 +282,13 @@ FE_DEVICE void fe_write_counts(const fe_cuda_args &a, int index, int count) {
 
 /* ---- the acts ---- */
 
-/* Whole warp. Was the pass put on its stream since the group last agreed on who is of it? A graph may be older: that breaks the rank. */
+/* Whole warp. Nothing has failed, and the pass was put on its stream since the group last agreed on who is of it? A graph may be older: that
+ * breaks the rank. Both words are asked for before either is looked at. */
 FE_DEVICE bool fe_in_force(const fe_cuda_args &a) {
-    if (*(volatile uint64_t *)&a.world.own->era == a.world.era) return true;
+    uint64_t era = *(volatile uint64_t *)&a.world.own->era;
+    uint32_t broken = *(volatile uint32_t *)&a.world.own->broken;
+    if (broken) return false;
+    if (era == a.world.era) return true;
     if (fe_lane() == 0 && fe_break(a)) fe_tell_fatal(a, FERRY_INVALID, 0);
     __syncwarp();
     return false;
@@ -206,7 +307,7 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     fe_after_stream();
     *epoch = *(volatile uint64_t *)&a.world.own->epoch[fe_pass_tide(&p)][p.half] + (fe_begins(p) ? 1 : 0);
     if (threadIdx.x < FE_WARP) {
-        bool good = fe_in_force(a) && *(volatile uint32_t *)&a.world.own->broken == 0;
+        bool good = fe_in_force(a);
         if (good && p.announce.used && blockIdx.x == 0) fe_say(a, p.announce, *epoch);
         if (good && p.await.used) {
             uint64_t until = p.await.kind == FE_COUNTED ? *epoch - 1 : *epoch;
@@ -219,21 +320,28 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     return go;
 }
 
-/* Whole block, last of all: the block that comes last signals and settles; the others are gone by then. True in one thread of it, for
- * what is to be told after. */
-FE_DEVICE bool fe_close(const fe_cuda_args &a, uint64_t epoch) {
-    const fe_pass &p = a.pass;
+/* Whole block, when it is through with the move. True in the first warp of the block that comes last: what all have stored may be told. */
+FE_DEVICE bool fe_last(const fe_cuda_args &a) {
     fe_cuda_own *own = a.world.own;
     __syncthreads();
     if (threadIdx.x >= FE_WARP) return false;
     uint32_t before = 0;
     if (fe_lane() == 0) {
+        if (fe_cuda_far(&a.world))
+            __threadfence_system(); /* stores to host memory, before another block tells of them */
         __threadfence();
         if (gridDim.x > 1) before = atomicAdd(&own->done[a.ticket], 1u);
         __threadfence();
     }
     if (__shfl_sync(FE_ALL, before, 0) + 1 != gridDim.x) return false;
     __syncwarp(); /* what lane 0 has fenced comes before what any lane says */
+    return true;
+}
+
+/* That warp: signals and settles; the other blocks are gone by then. True in one thread, for what is to be told after. */
+FE_DEVICE bool fe_settle(const fe_cuda_args &a, uint64_t epoch) {
+    const fe_pass &p = a.pass;
+    fe_cuda_own *own = a.world.own;
     if (p.signal.used) fe_say(a, p.signal, epoch);
     bool good = !p.settle.used || (fe_hear(a, p.settle, epoch) && fe_agree(a, p.settle, epoch));
     if (good && p.counts_last) {
@@ -244,6 +352,11 @@ FE_DEVICE bool fe_close(const fe_cuda_args &a, uint64_t epoch) {
     if (gridDim.x > 1) own->done[a.ticket] = 0;
     if (fe_begins(p) && (good || p.lenient)) own->epoch[fe_pass_tide(&p)][p.half] = epoch;
     return true;
+}
+
+/* Whole block, last of all. */
+FE_DEVICE bool fe_close(const fe_cuda_args &a, uint64_t epoch) {
+    return fe_last(a) && fe_settle(a, epoch);
 }
 
 #endif

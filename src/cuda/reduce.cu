@@ -4,60 +4,29 @@
 #include "cuda/reduce.cuh"
 
 #define WARPS 16 /* 128 registers each */
-#define LOADS 2  /* of 16 bytes, that a lane makes of a row */
-#define ROWS  8  /* asked for at once */
-#define PIECE (LOADS * FE_WARP * 16)
-
-/* Adds the rows of up to 32 terms, one a lane, in order. at: the lane's first byte of the piece. */
-template <int IN>
-FE_DEVICE void add_rows(float (*sum)[FE_LANES(IN)], const char *from, float weight, uint32_t left, int at, int end) {
-    while (left) {
-        uint4 v[ROWS][LOADS];
-        float w[ROWS];
-        uint32_t have = 0;
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            if (!left) continue;
-            int term = __ffs((int)left) - 1;
-            left &= left - 1;
-            have |= 1u << r;
-            const char *row = fe_of_lane(from, term) + at;
-            w[r] = __shfl_sync(FE_ALL, weight, term);
-#pragma unroll
-            for (int i = 0; i < LOADS; i++)
-                if (at + i * FE_WARP * 16 < end) v[r][i] = fe_load16(row + i * FE_WARP * 16);
-        }
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            if (!(have >> r & 1)) continue;
-#pragma unroll
-            for (int i = 0; i < LOADS; i++) fe_add<IN>(sum[i], v[r][i], w[r]);
-        }
-    }
-}
 
 /* t: the token's first terms. */
 template <int IN>
 FE_DEVICE void sum_piece(const fe_cuda_args &a, const fe_board &b, int token, int piece, fe_term t, int row_bytes) {
     const fe_reduce &r = a.pass.reduce;
-    int at = piece * PIECE + fe_lane() * 16, out_bytes = fe_out_bytes<IN>(r);
-    float sum[LOADS][FE_LANES(IN)];
+    int at = piece * FE_SUM_PIECE + fe_lane() * 16, out_bytes = fe_out_bytes<IN>(r);
+    float sum[FE_LOADS][FE_LANES(IN)];
 #pragma unroll
-    for (int i = 0; i < LOADS; i++) {
+    for (int i = 0; i < FE_LOADS; i++) {
 #pragma unroll
         for (int c = 0; c < FE_LANES(IN); c++) sum[i][c] = 0;
         if (at + i * FE_WARP * 16 < row_bytes) fe_start<IN>(r, token, (size_t)(at + i * FE_WARP * 16), sum[i]);
     }
     for (int first = 0;;) {
-        const char *from = t.at.slot >= 0 ? fe_row_from(b, t.at) : NULL;
-        add_rows<IN>(sum, from, t.weight, __ballot_sync(FE_ALL, t.at.slot >= 0), at, row_bytes);
+        const char *from = t.at.slot >= 0 ? fe_row_from(a, b, t.at) : NULL;
+        fe_add_rows<IN>(sum, from, t.weight, __ballot_sync(FE_ALL, t.at.slot >= 0), at, row_bytes);
         first += FE_WARP;
-        if (first >= a.route.shape.topk) break;
+        if (first >= fe_terms_most(a)) break;
         t = fe_term_of(a, token, first);
     }
     char *out = r.out + token * r.out_stride + (size_t)(at / 16) * out_bytes;
 #pragma unroll
-    for (int i = 0; i < LOADS; i++)
+    for (int i = 0; i < FE_LOADS; i++)
         if (at + i * FE_WARP * 16 < row_bytes) fe_finish<IN>(out + i * FE_WARP * out_bytes, r.out_type, sum[i]);
 }
 
@@ -66,7 +35,7 @@ template <int IN>
 __global__ void __launch_bounds__(WARPS *FE_WARP) combine_plain(const __grid_constant__ fe_cuda_args a) {
     const fe_reduce &r = a.pass.reduce;
     int row_bytes = (int)r.columns * (16 / FE_LANES(IN));
-    fe_share item = fe_warps_share(a.route.shape.tokens, (row_bytes + PIECE - 1) / PIECE);
+    fe_share item = fe_warps_share(a.route.shape.tokens, (row_bytes + FE_SUM_PIECE - 1) / FE_SUM_PIECE);
     uint64_t epoch;
     fe_term next = {{-1, -1}, 0};
     fe_after_stream();
@@ -98,9 +67,11 @@ static const void *kernel_of(ferry_dtype in) {
 cudaError_t fe_cuda_launch_reduce(fe_cuda_args *args, cudaStream_t stream) {
     const fe_reduce *r = &args->pass.reduce;
     bool done = false;
-    cudaError_t error = fe_cuda_reduce_bulk(args, stream, &done);
+    cudaError_t error = cudaSuccess;
+    if (!fe_cuda_far(&args->world))
+        error = fe_cuda_reduce_bulk(args, stream, &done); /* which sums this host's rows alone */
     if (error != cudaSuccess || done) return error;
-    int64_t pieces = ((int64_t)r->columns * (16 / FE_LANES(r->in_type)) + PIECE - 1) / PIECE;
+    int64_t pieces = ((int64_t)r->columns * (16 / FE_LANES(r->in_type)) + FE_SUM_PIECE - 1) / FE_SUM_PIECE;
     int threads = fe_share_out(args, args->route.shape.tokens * pieces, WARPS);
     return fe_launch_pass(args, kernel_of(r->in_type), threads, 0, stream);
 }

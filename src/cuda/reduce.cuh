@@ -12,25 +12,60 @@
 
 /* ---- terms ---- */
 
-/* One of a token's terms, in lane i the one number first + i; slot -1: none. */
+/* One of a token's terms, in lane i the one number first + i; slot -1: none. Over several hosts its rows on this host come first, then
+ * one row of each other host h, ascending, in which its weights are: rank FE_SUMS_OF - h, and slot the token's record. */
 typedef struct fe_term {
     fe_cuda_place at;
     float weight;
 } fe_term;
 
+#define FE_SUMS_OF (-2)
+
+FE_DEVICE int fe_terms_most(const fe_cuda_args &a) {
+    return a.route.shape.topk + (fe_cuda_far(&a.world) ? a.world.hosts.count : 0);
+}
+
+FE_DEVICE fe_term fe_far_term(const fe_cuda_args &a, int token, int host) {
+    const fe_hosts &hosts = a.world.hosts;
+    fe_term t = {{-1, -1}, 1.0f};
+    if (host >= hosts.count || host == hosts.mine) return t;
+    t.at.rank = FE_SUMS_OF - host;
+    t.at.slot = a.route.far.record[(size_t)host * a.route.shape.tokens + token];
+    return t;
+}
+
+/* Where the host's sums of this rank's tokens are. */
+FE_DEVICE const char *fe_sums_from(const fe_cuda_args &a, int host) {
+    return a.world.post[a.world.rank] + a.world.boxes.sums_in[a.pass.half] + (uint64_t)host * a.world.boxes.sum_bytes;
+}
+
 /* Unweighted: distinct rows in the order of summation. Weighted: every choice in turn. */
 FE_DEVICE fe_term fe_term_of(const fe_cuda_args &a, int token, int first) {
     const fe_reduce &r = a.pass.reduce;
     int topk = a.route.shape.topk, k = first + fe_lane();
+    if (fe_cuda_far(&a.world) && k >= topk) return fe_far_term(a, token, k - topk);
     fe_term t = {fe_listed(r.weighted ? a.extra.at : a.extra.go, token, topk, first), 1.0f};
+    if (r.weighted && t.at.slot >= 0 && !fe_near(a.world, t.at.rank)) t.at.slot = -1;
     if (r.weighted && t.at.slot >= 0)
         t.weight = r.weights ? r.weights[token * r.weight_row + k * r.weight_choice]
                              : a.route.table.weights[(size_t)token * topk + k];
     return t;
 }
 
-FE_DEVICE const char *fe_row_from(const fe_board &b, fe_cuda_place at) {
+FE_DEVICE const char *fe_row_from(const fe_cuda_args &a, const fe_board &b, fe_cuda_place at) {
+    const fe_reduce &r = a.pass.reduce;
+    if (at.rank <= FE_SUMS_OF)
+        return fe_sums_from(a, FE_SUMS_OF - at.rank) + (size_t)at.slot * r.columns * (r.in_type == FERRY_FP32 ? 4 : 2);
     return fe_board_at(b, at.rank, FE_OFFER_ROWS) + (size_t)at.slot * b.note[at.rank].word[FE_OFFER_STRIDE];
+}
+
+/* Of the places of near ranks' rows. */
+FE_DEVICE unsigned fe_offer_bits(const fe_cuda_args &a, const fe_board &b) {
+    unsigned bits = 0;
+    for (int i = (int)threadIdx.x; i < a.world.ranks; i += (int)blockDim.x)
+        if (fe_reaches(a.world, i))
+            bits |= fe_bits_of(fe_board_at(b, i, FE_OFFER_ROWS), (int64_t)b.note[i].word[FE_OFFER_STRIDE]);
+    return bits;
 }
 
 /* Whole block, after fe_open: do all rows, biases and outputs lie so that 16 bytes, or what comes out of them, go at once? */
@@ -41,8 +76,7 @@ FE_DEVICE bool fe_reduce_wide(const fe_cuda_args &a, const fe_board &b) {
     for (int i = 0; i < 2; i++)
         if (r.bias[i]) bits |= fe_bits_of(r.bias[i], r.bias_stride[i]);
     if ((int)r.columns % lanes != 0) bits = 1;
-    for (int i = (int)threadIdx.x; i < a.world.ranks; i += (int)blockDim.x)
-        bits |= fe_bits_of(fe_board_at(b, i, FE_OFFER_ROWS), (int64_t)b.note[i].word[FE_OFFER_STRIDE]);
+    bits |= fe_offer_bits(a, b);
     return __syncthreads_or((int)(bits % 16)) == 0;
 }
 
@@ -101,6 +135,40 @@ template <int IN> FE_DEVICE void fe_finish(char *to, ferry_dtype type, const flo
         *(uint2 *)to = make_uint2(word[0], word[1]);
 }
 
+/* ---- rows through registers: a warp takes a piece ---- */
+
+#define FE_LOADS        2 /* of 16 bytes, that a lane makes of a row */
+#define FE_ROWS_AT_ONCE 8 /* asked for */
+#define FE_SUM_PIECE    (FE_LOADS * FE_WARP * 16)
+
+/* Adds the rows of up to 32 terms, one a lane, in order. at: the lane's first byte of the piece. */
+template <int IN>
+FE_DEVICE void fe_add_rows(float (*sum)[FE_LANES(IN)], const char *from, float weight, uint32_t left, int at, int end) {
+    while (left) {
+        uint4 v[FE_ROWS_AT_ONCE][FE_LOADS];
+        float w[FE_ROWS_AT_ONCE];
+        uint32_t have = 0;
+#pragma unroll
+        for (int r = 0; r < FE_ROWS_AT_ONCE; r++) {
+            if (!left) continue;
+            int term = __ffs((int)left) - 1;
+            left &= left - 1;
+            have |= 1u << r;
+            const char *row = fe_of_lane(from, term) + at;
+            w[r] = __shfl_sync(FE_ALL, weight, term);
+#pragma unroll
+            for (int i = 0; i < FE_LOADS; i++)
+                if (at + i * FE_WARP * 16 < end) v[r][i] = fe_load16(row + i * FE_WARP * 16);
+        }
+#pragma unroll
+        for (int r = 0; r < FE_ROWS_AT_ONCE; r++) {
+            if (!(have >> r & 1)) continue;
+#pragma unroll
+            for (int i = 0; i < FE_LOADS; i++) fe_add<IN>(sum[i], v[r][i], w[r]);
+        }
+    }
+}
+
 /* ---- weights that rows bring back; one warp a token ---- */
 
 FE_DEVICE void fe_return_weights(const fe_cuda_args &a, const fe_board &b, int token) {
@@ -110,7 +178,11 @@ FE_DEVICE void fe_return_weights(const fe_cuda_args &a, const fe_board &b, int t
         int k = first + fe_lane();
         fe_cuda_place at = fe_listed(a.extra.at, token, topk, first);
         float weight = 0;
-        if (at.slot >= 0) {
+        if (at.slot >= 0 && !fe_near(a.world, at.rank)) {
+            int host = a.world.hosts.host_of[at.rank];
+            int64_t number = a.route.far.record[(size_t)host * a.route.shape.tokens + token];
+            weight = ((const float *)(fe_sums_from(a, host) + a.world.boxes.sum_weights_at))[number * topk + k];
+        } else if (at.slot >= 0) {
             const float *from = (const float *)fe_board_at(b, at.rank, FE_OFFER_WEIGHTS);
             weight = by_rank ? from[(size_t)at.slot * topk + k] : from[at.slot];
         }
@@ -133,6 +205,17 @@ FE_DEVICE void fe_put_element(char *row, int column, ferry_dtype type, float val
         ((uint16_t *)row)[column] = type == FERRY_BF16 ? fe_bf16_from_f32(value) : fe_fp16_from_f32(value);
 }
 
+/* One warp: 32 columns of up to 32 terms, one a lane, in order. */
+template <int IN>
+FE_DEVICE void fe_add_columns(const char *from, float weight, uint32_t left, bool mine, int column, float *sum) {
+    for (; left; left &= left - 1) {
+        int term = __ffs((int)left) - 1;
+        const char *row = fe_of_lane(from, term);
+        float w = __shfl_sync(FE_ALL, weight, term);
+        if (mine) *sum = fmaf(w, fe_element<IN>(row, column), *sum);
+    }
+}
+
 /* One warp: 32 columns of a token. */
 template <int IN> FE_DEVICE void fe_sum_columns(const fe_cuda_args &a, const fe_board &b, int token, int column) {
     const fe_reduce &r = a.pass.reduce;
@@ -140,15 +223,10 @@ template <int IN> FE_DEVICE void fe_sum_columns(const fe_cuda_args &a, const fe_
     float sum = 0;
     if (mine && r.bias[0]) sum = fe_element<IN>(r.bias[0] + token * r.bias_stride[0], column);
     if (mine && r.bias[1]) sum = __fadd_rn(sum, fe_element<IN>(r.bias[1] + token * r.bias_stride[1], column));
-    for (int first = 0; first < a.route.shape.topk; first += FE_WARP) {
+    for (int first = 0; first < fe_terms_most(a); first += FE_WARP) {
         fe_term t = fe_term_of(a, token, first);
-        const char *from = t.at.slot >= 0 ? fe_row_from(b, t.at) : NULL;
-        for (uint32_t left = __ballot_sync(FE_ALL, t.at.slot >= 0); left; left &= left - 1) {
-            int term = __ffs((int)left) - 1;
-            const char *row = fe_of_lane(from, term);
-            float weight = __shfl_sync(FE_ALL, t.weight, term);
-            if (mine) sum = fmaf(weight, fe_element<IN>(row, column), sum);
-        }
+        const char *from = t.at.slot >= 0 ? fe_row_from(a, b, t.at) : NULL;
+        fe_add_columns<IN>(from, t.weight, __ballot_sync(FE_ALL, t.at.slot >= 0), mine, column, &sum);
     }
     if (mine) fe_put_element(r.out + token * r.out_stride, column, r.out_type, sum);
 }

@@ -88,7 +88,7 @@ FE_DEVICE void ask_all(const fe_cuda_args &a, const fe_board &b, const team_shap
         next = coming_term(a, item);
         for (int first = 0; first < topk; first += FE_WARP) {
             if (first) t = fe_term_of(a, item.token, first);
-            const char *from = t.at.slot >= 0 ? fe_row_from(b, t.at) + (size_t)item.piece * sh.piece_bytes : NULL;
+            const char *from = t.at.slot >= 0 ? fe_row_from(a, b, t.at) + (size_t)item.piece * sh.piece_bytes : NULL;
             for (uint32_t left = __ballot_sync(FE_ALL, t.at.slot >= 0); left; left &= left - 1) {
                 const char *row = fe_of_lane(from, __ffs((int)left) - 1);
                 if (fe_lane() == 0) {

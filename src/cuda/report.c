@@ -17,6 +17,14 @@ static ferry_status tell_fatal(fe_engine *engine, ferry_status status) {
     if (status == FERRY_INVALID)
         return fe_fail(status, "rank %d: %s is of a graph that was captured before the group's last agreement",
                        heap->rank, step);
+    if (status == FERRY_SYSTEM && r->other < 0)
+        return fe_fail(FERRY_SYSTEM, "rank %d: %s could not hand its rows to the network", heap->rank, step);
+    if (status == FERRY_SYSTEM)
+        return fe_fail(FERRY_SYSTEM, "rank %d: %s: rank %d, on another host, names places or counts that do not exist",
+                       heap->rank, step, r->other);
+    if (status == FERRY_MISMATCH && r->epoch == 0) /* no two notes differ */
+        return fe_fail(FERRY_MISMATCH, "rank %d: %s: rank %d sums with its route's weights, which are none here",
+                       heap->rank, step, r->other);
     if (status == FERRY_MISMATCH) return r->explain(step, heap->rank, r->ours, r->other, r->theirs);
     if (r->epoch == 0) /* no note but a word of the caller's was awaited */
         return fe_fail(FERRY_TIMEOUT, "rank %d waited too long in %s: the word is %llu", heap->rank, step,
@@ -38,34 +46,67 @@ ferry_status fe_cuda_news(fe_engine *engine) {
     return news;
 }
 
-void fe_cuda_look(fe_engine *engine) {
-    fe_cuda_news(engine);
-}
-
-static ferry_status tell_soft(const fe_engine *engine, const fe_cuda_report *r, const fe_pass *pass) {
+static ferry_status tell_soft(const fe_engine *engine, const fe_cuda_soft *soft, const fe_pass *pass) {
+    const fe_cuda_report *r = fe_cuda_of(engine)->world.report;
     /* Sentences of a route need its map and rank, which are the group's. */
     fe_shape shape = {.map = engine->map, .rank = engine->heap.rank};
-    if (r->soft == FERRY_INVALID) return fe_cuda_core->tell_index(&shape, r->token, r->choice, r->index);
-    if (r->soft == FERRY_OVERFLOW) return fe_cuda_core->tell_overflow(&shape, &r->totals);
-    if (r->soft == FERRY_MISMATCH && pass) /* of a lenient pass, which is waited for */
+    if (soft->status == FERRY_INVALID) return fe_cuda_core->tell_index(&shape, soft->token, soft->choice, soft->index);
+    if (soft->status == FERRY_OVERFLOW) return fe_cuda_core->tell_overflow(&shape, &soft->totals);
+    if (soft->status == FERRY_MISMATCH && pass) /* of a lenient pass, which is waited for */
         return pass->explain(pass->step, shape.rank, r->ours, r->other, r->theirs);
     static const char *const signs[] = {"==", "!=", ">", ">=", "<", "<="};
     if (!pass || pass->move != FE_MOVE_UNTIL)
         return fe_fail(FERRY_TIMEOUT, "rank %d: a wait for a word was too long", shape.rank);
     return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms until a word was %s %llu: it is %llu", shape.rank,
                    (long long)(pass->until.timeout_ns / 1000000), signs[pass->until.compare],
-                   (unsigned long long)pass->until.value, (unsigned long long)r->word);
+                   (unsigned long long)pass->until.value, (unsigned long long)soft->word);
 }
 
-ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass, uint64_t number) {
+/* Clears the report. pass: what was launched; NULL: nobody waits for it. */
+static ferry_status take_soft(fe_engine *engine, const fe_pass *pass, uint64_t number) {
     fe_cuda *cuda = fe_cuda_of(engine);
-    pthread_mutex_lock(&cuda->lock);
-    fe_cuda_report *r = cuda->world.report;
+    fe_cuda_soft *soft = &cuda->world.report->soft[pass != NULL];
     ferry_status status = FERRY_OK;
-    if (*(volatile uint32_t *)&r->soft && (!number || r->soft_of == number)) {
-        status = tell_soft(engine, r, pass);
-        r->soft = FERRY_OK;
+    pthread_mutex_lock(&cuda->lock);
+    if (*(volatile uint32_t *)&soft->status && (!pass || soft->launch == number)) {
+        status = tell_soft(engine, soft, pass);
+        soft->status = FERRY_OK;
     }
+    pthread_mutex_unlock(&cuda->lock);
+    return status;
+}
+
+ferry_status fe_cuda_take_own(fe_engine *engine, const fe_pass *pass, uint64_t number) {
+    return take_soft(engine, pass, number);
+}
+
+/* Kernels do not say on which stream they were: the next sync of any tells. */
+static void keep(fe_cuda *cuda, ferry_status status) {
+    pthread_mutex_lock(&cuda->lock);
+    if (cuda->untold.status == FERRY_OK) {
+        cuda->untold.status = status;
+        snprintf(cuda->untold.sentence, sizeof cuda->untold.sentence, "%s", fe_cuda_core->last_error());
+    }
+    pthread_mutex_unlock(&cuda->lock);
+}
+
+void fe_cuda_look(fe_engine *engine) {
+    ferry_status status = take_soft(engine, NULL, 0);
+    if (status != FERRY_OK) {
+        fe_cuda_core->fault_note(&engine->fault, status, false);
+        keep(fe_cuda_of(engine), status);
+    }
+    status = fe_cuda_news(engine);
+    if (status != FERRY_OK) keep(fe_cuda_of(engine), status);
+}
+
+ferry_status fe_cuda_take_untold(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    fe_cuda_look(engine);
+    pthread_mutex_lock(&cuda->lock);
+    ferry_status status = cuda->untold.status;
+    if (status != FERRY_OK) fe_cuda_core->fail_again(status, cuda->untold.sentence);
+    cuda->untold.status = FERRY_OK;
     pthread_mutex_unlock(&cuda->lock);
     return status;
 }

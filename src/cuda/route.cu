@@ -30,12 +30,21 @@ FE_DEVICE int64_t index_at(const ferry_tensor &idx, int64_t token, int64_t k) {
     return idx.dtype == FERRY_INT32 ? ((const int32_t *)idx.data)[at] : ((const int64_t *)idx.data)[at];
 }
 
-/* A place more for the token: RANK keeps ranks ascending (insertion: a token goes to few), the others choice order. */
-FE_DEVICE void add_place(fe_cuda_place *go, int fan, int rank, int choice, bool by_rank) {
+/* A place more for the token: with `ascending` ranks stay so (insertion: a token goes to few). */
+FE_DEVICE void add_place(fe_cuda_place *go, int fan, int rank, int choice, bool ascending) {
     int at = fan;
-    for (; by_rank && at > 0 && go[at - 1].rank > rank; at--) go[at] = go[at - 1];
+    for (; ascending && at > 0 && go[at - 1].rank > rank; at--) go[at] = go[at - 1];
     go[at].rank = rank;
     go[at].slot = choice;
+}
+
+/* A rank is met again: its row is summed where this choice stands. */
+FE_DEVICE void move_to_end(fe_cuda_place *go, int fan, int rank) {
+    int i = 0;
+    while (go[i].rank != rank) i++;
+    fe_cuda_place place = go[i];
+    for (; i + 1 < fan; i++) go[i] = go[i + 1];
+    go[i] = place;
 }
 
 FE_DEVICE void count_token(const fe_cuda_args &a, int64_t token, int32_t *hist) {
@@ -44,7 +53,7 @@ FE_DEVICE void count_token(const fe_cuda_args &a, int64_t token, int32_t *hist) 
     int32_t *home = a.route.table.home + token * s.topk;
     fe_cuda_place *at = a.extra.at + token * s.topk, *go = a.extra.go + token * s.topk;
     const ferry_tensor &w = a.route.topk_weights;
-    bool by_rank = s.layout == FERRY_LAYOUT_RANK;
+    bool by_rank = s.layout == FERRY_LAYOUT_RANK, ascending = by_rank && s.order == FERRY_ORDER_RANK;
     int fan = 0;
     for (int k = 0; k < s.topk; k++) {
         int64_t expert = index_at(a.route.topk_idx, token, k);
@@ -65,7 +74,10 @@ FE_DEVICE void count_token(const fe_cuda_args &a, int64_t token, int32_t *hist) 
                 ((const float *)w.data)[token * w.strides[0] + k * w.strides[1]];
         if (new_rank) atomicAdd(&hist[rank], 1);
         if (new_home) atomicAdd(&hist[s.ranks + h], 1);
-        if (by_rank ? new_rank : new_home) add_place(go, fan++, rank, k, by_rank);
+        if (by_rank ? new_rank : new_home)
+            add_place(go, fan++, rank, k, ascending);
+        else if (by_rank && !ascending && h >= 0)
+            move_to_end(go, fan, rank);
     }
     for (; fan < s.topk; fan++) go[fan].rank = go[fan].slot = -1;
     if (s.renormalise && a.route.table.weights)
@@ -93,10 +105,10 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) count(const __grid_con
     if (!fe_close(a, epoch)) return;
     uint64_t wrong = *(volatile uint64_t *)a.extra.wrong;
     if (wrong == ~(uint64_t)0) return;
-    fe_cuda_report *r = a.world.report;
-    r->token = (int64_t)(wrong / FERRY_MAX_TOPK);
-    r->choice = (int32_t)(wrong % FERRY_MAX_TOPK);
-    r->index = index_at(a.route.topk_idx, r->token, r->choice);
+    fe_cuda_soft *soft = fe_soft(a);
+    soft->token = (int64_t)(wrong / FERRY_MAX_TOPK);
+    soft->choice = (int32_t)(wrong % FERRY_MAX_TOPK);
+    soft->index = index_at(a.route.topk_idx, soft->token, soft->choice);
     fe_tell_soft(a, FERRY_INVALID);
 }
 } // namespace ferry
@@ -112,7 +124,7 @@ FE_DEVICE int32_t total_of(const fe_cuda_args &a, int bin, int blocks) {
 
 FE_DEVICE char *counts_of(const fe_cuda_args &a, int owner, int source) {
     size_t length = fe_counts_length(&a.world.map);
-    return a.world.space[owner] + a.route.counts_at +
+    return a.world.post[owner] + a.route.counts_at +
            ((size_t)a.pass.half * a.world.ranks + source) * length * sizeof(int32_t);
 }
 
@@ -126,7 +138,7 @@ __global__ void __launch_bounds__(256, 1) spread(const __grid_constant__ fe_cuda
         int32_t value = i == FE_COUNT_TOKENS ? s.tokens : 0;
         if (i >= FE_COUNT_HEADER) value = total_of(a, i - FE_COUNT_HEADER, count_blocks);
         for (int r = (int)blockIdx.x; r < s.ranks; r += (int)gridDim.x)
-            if (!fe_masked(a.world, r)) ((int32_t *)counts_of(a, r, s.rank))[i] = value;
+            if (fe_reaches(a.world, r)) ((int32_t *)counts_of(a, r, s.rank))[i] = value;
     }
     fe_close(a, epoch);
 }
@@ -234,23 +246,30 @@ FE_DEVICE int unit_of(const fe_cuda_args &a, int64_t token, fe_cuda_place place)
     return s.layout == FERRY_LAYOUT_RANK ? place.rank : a.route.table.home[token * s.topk + place.slot];
 }
 
-/* Choices that do not stand for their place go where the one before them that does goes. Then go is made what the moves read. */
+/* Choices that do not stand for their place go where the one before them that does goes. Then go is made what the moves read: places on
+ * this host. Over several, records are made of the table. */
 FE_DEVICE int finish_token(const fe_cuda_args &a, int64_t token, int *fan) {
     const fe_shape &s = a.route.shape;
     const int32_t *home = a.route.table.home + token * s.topk;
     fe_cuda_place *at = a.extra.at + token * s.topk, *go = a.extra.go + token * s.topk;
-    bool by_rank = s.layout == FERRY_LAYOUT_RANK;
-    int kept = 0;
+    bool by_rank = s.layout == FERRY_LAYOUT_RANK, far = fe_cuda_far(&a.world);
+    int kept = 0, near = 0;
     for (*fan = 0; *fan < s.topk && go[*fan].slot >= 0; ++*fan) {
-        fe_cuda_place place = at[go[*fan].slot];
-        if (place.slot >= 0) go[kept++] = place;
+        int choice = go[*fan].slot;
+        fe_cuda_place place = at[choice];
+        if (place.slot < 0) continue;
+        if (far) a.route.table.order[token * s.topk + kept] = (uint8_t)choice;
+        kept++;
+        if (fe_near(a.world, place.rank)) go[near++] = place;
     }
-    for (int i = kept; i < s.topk; i++) go[i].rank = go[i].slot = -1;
+    for (int i = near; i < s.topk; i++) go[i].rank = go[i].slot = -1;
     for (int k = 0; k < s.topk; k++) {
         for (int j = 0; j < k && at[k].rank >= 0 && at[k].slot < 0; j++)
             if (at[j].slot >= 0 && (by_rank ? at[j].rank == at[k].rank : home[j] == home[k])) at[k].slot = at[j].slot;
         if (at[k].slot < 0) at[k].rank = -1;
+        if (far) a.route.table.slot[token * s.topk + k] = at[k].slot;
     }
+    if (far) a.route.table.fan[token] = (uint8_t)kept;
     return kept;
 }
 
@@ -307,7 +326,22 @@ FE_DEVICE void clear_tokens(const fe_cuda_args &a, span of) {
     for (int64_t i = from + fe_lane(); i < to; i += FE_WARP) {
         a.extra.go[i].rank = a.extra.go[i].slot = a.extra.at[i].rank = a.extra.at[i].slot = -1;
         a.route.table.home[i] = -1;
+        if (fe_cuda_far(&a.world)) a.route.table.slot[i] = -1;
     }
+    for (int i = of.from + fe_lane(); fe_cuda_far(&a.world) && i < of.to; i += FE_WARP) a.route.table.fan[i] = 0;
+}
+
+/* Whole block. Rows of counts from other hosts: slots follow from them, so none may be more than a rank can send. */
+FE_DEVICE bool counts_sound(const fe_cuda_args &a, const int32_t *all) {
+    const fe_shape &s = a.route.shape;
+    int length = (int)fe_counts_length(&a.world.map), liar = -1;
+    for (int r = 0; r < s.ranks; r++) {
+        if (fe_near(a.world, r)) continue;
+        for (int i = FE_COUNT_HEADER + (int)threadIdx.x; i < length; i += (int)blockDim.x)
+            if (all[(size_t)r * length + i] < 0 || all[(size_t)r * length + i] > s.max_tokens) liar = r;
+    }
+    if (liar >= 0) fe_refuse(a, liar);
+    return !__syncthreads_or(liar >= 0);
 }
 
 namespace ferry {
@@ -320,6 +354,7 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) place(const __grid_con
     const int32_t *all = (const int32_t *)counts_of(a, s.rank, 0);
     uint64_t epoch;
     if (!fe_open(a, &epoch)) return;
+    if (fe_cuda_far(&a.world) && exchanged && !counts_sound(a, all)) return;
     for (int i = (int)threadIdx.x; i < 2 * warps * units; i += (int)blockDim.x) shared[i] = 0;
     if (exchanged)
         lay_ranks(a, all, a.extra.of_rank + (size_t)blockIdx.x * s.ranks);
@@ -345,7 +380,7 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) place(const __grid_con
     if (!fe_close(a, epoch)) return;
     if (v.totals.overflow_rank < 0 || s.overflow != FERRY_OVERFLOW_ERROR) return;
     send_nothing(a);
-    a.world.report->totals = v.totals;
+    fe_soft(a)->totals = v.totals;
     fe_tell_soft(a, FERRY_OVERFLOW);
 }
 } // namespace ferry
@@ -385,6 +420,12 @@ cudaError_t fe_cuda_launch_count(fe_cuda_args *args, cudaStream_t stream) {
 cudaError_t fe_cuda_launch_spread(fe_cuda_args *args, cudaStream_t stream) {
     int counted = blocks_of(args, args->route_warps), ranks = args->world.ranks;
     if (args->blocks > ranks) args->blocks = ranks;
+    if (fe_cuda_far(&args->world)) { /* to other hosts from this rank's own row, and there on from its column's */
+        args->push.bytes = fe_counts_length(&args->world.map) * sizeof(int32_t);
+        args->push.local = args->push.remote =
+            args->route.counts_at + ((uint64_t)args->pass.half * ranks + args->world.rank) * args->push.bytes;
+        args->push.relay = 1;
+    }
     void *arguments[] = {args, &counted};
     return fe_launch(args, (const void *)ferry::spread, 256, 0, stream, arguments);
 }
@@ -393,5 +434,6 @@ cudaError_t fe_cuda_launch_place(fe_cuda_args *args, cudaStream_t stream) {
     args->blocks = blocks_of(args, args->route_warps);
     cudaError_t error = cudaMemsetAsync(args->route.totals, 0, sizeof *args->route.totals, stream);
     if (error != cudaSuccess) return error;
-    return fe_launch_pass(args, (const void *)ferry::place, args->route_warps * FE_WARP, args->route_shared, stream);
+    error = fe_launch_pass(args, (const void *)ferry::place, args->route_warps * FE_WARP, args->route_shared, stream);
+    return error == cudaSuccess && fe_cuda_far(&args->world) ? fe_cuda_launch_number(args, stream) : error;
 }

@@ -23,8 +23,17 @@ typedef struct fe_board {
     char *const *space;
 } fe_board;
 
+/* Whole block. Notes in host memory are copied first, into the block's own place. */
 FE_DEVICE fe_board fe_board_of(const fe_cuda_args &a, int kind) {
-    fe_board b = {fe_cell_of(a.world, a.world.rank, kind, a.pass.half, 0), a.world.space};
+    const fe_cuda_world &w = a.world;
+    fe_board b = {fe_cell_of(w, w.rank, kind, a.pass.half, 0), w.space};
+    if (!fe_cuda_far(&w)) return b;
+    const int words = (int)(sizeof(fe_cell) / sizeof(uint64_t));
+    fe_cell *mine = w.board + ((size_t)a.ticket * w.board_blocks + blockIdx.x) * w.ranks;
+    const volatile uint64_t *from = (const volatile uint64_t *)b.note;
+    for (int i = (int)threadIdx.x; i < w.ranks * words; i += (int)blockDim.x) ((uint64_t *)mine)[i] = from[i];
+    __syncthreads();
+    b.note = mine;
     return b;
 }
 FE_DEVICE char *fe_board_at(const fe_board &b, int rank, int word) {
@@ -120,6 +129,18 @@ template <typename T> FE_DEVICE void fe_store(void *to, T v) {
 }
 template <> __device__ __forceinline__ void fe_store<uint4>(void *to, uint4 v) {
     fe_store16(to, v);
+}
+
+/* One whole warp: bytes from anywhere to anywhere; both addresses and the length decide how wide they go. */
+FE_DEVICE void fe_copy_bytes(char *to, const char *from, size_t bytes) {
+    uintptr_t all = (uintptr_t)to | (uintptr_t)from | bytes;
+    int lane = fe_lane();
+    if (all % 16 == 0)
+        for (size_t i = lane; i < bytes / 16; i += FE_WARP) ((uint4 *)to)[i] = ((const uint4 *)from)[i];
+    else if (all % 4 == 0)
+        for (size_t i = lane; i < bytes / 4; i += FE_WARP) ((uint32_t *)to)[i] = ((const uint32_t *)from)[i];
+    else
+        for (size_t i = lane; i < bytes; i += FE_WARP) to[i] = from[i];
 }
 
 /* Four bytes at any address. */

@@ -20,6 +20,12 @@ __global__ void __launch_bounds__(WARPS *FE_WARP) dispatch_plain(const __grid_co
 cudaError_t fe_cuda_launch_scatter(fe_cuda_args *args, cudaStream_t stream) {
     const fe_scatter *s = &args->pass.scatter;
     bool done = false;
+    if (fe_cuda_far(&args->world)) { /* what goes to other hosts goes first, and has said READY */
+        fe_cuda_args pack = *args;
+        cudaError_t packed = fe_cuda_launch_pack(&pack, stream);
+        if (packed != cudaSuccess) return packed;
+        args->pass.announce.used = false;
+    }
     if (s->cast != FERRY_CAST_NONE) return fe_cuda_scatter_cast(args, stream);
     cudaError_t error = fe_cuda_scatter_bulk(args, stream, &done);
     if (error != cudaSuccess || done) return error;

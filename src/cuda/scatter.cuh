@@ -21,6 +21,7 @@ FE_DEVICE char *fe_scales_to(const fe_board &b, fe_cuda_place to) {
  * scales: their places count too. */
 FE_DEVICE int fe_scatter_unit(const fe_cuda_args &a, const fe_board &b, unsigned bits, bool scales) {
     for (int r = (int)threadIdx.x; r < a.world.ranks; r += (int)blockDim.x) {
+        if (!fe_reaches(a.world, r)) continue;
         uint64_t strides = b.note[r].word[FE_AT_STRIDES];
         bits |= fe_bits_of(fe_board_at(b, r, FE_AT_ROWS), (int64_t)(strides >> 32));
         if (scales) bits |= fe_bits_of(fe_board_at(b, r, FE_AT_SCALES), (int64_t)strides);
@@ -134,6 +135,17 @@ template <typename T> FE_DEVICE void fe_copy_piece(char *to, uint32_t places, co
     }
 }
 
+/* The same by the unit that fe_scatter_unit found. */
+FE_DEVICE void fe_copy_by(int unit, char *to, uint32_t places, const char *from, int begin, int end) {
+    switch (unit) {
+    case 16: fe_copy_piece<uint4>(to, places, from, begin, end); break;
+    case 8: fe_copy_piece<uint2>(to, places, from, begin, end); break;
+    case 4: fe_copy_piece<uint32_t>(to, places, from, begin, end); break;
+    case 2: fe_copy_piece<uint16_t>(to, places, from, begin, end); break;
+    default: fe_copy_piece<uint8_t>(to, places, from, begin, end); break;
+    }
+}
+
 FE_DEVICE void fe_send_piece(const fe_cuda_args &a, const fe_board &b, int unit, const fe_share &item) {
     const fe_scatter &s = a.pass.scatter;
     int topk = a.route.shape.topk, begin = item.piece * FE_SCATTER_PIECE;
@@ -144,14 +156,7 @@ FE_DEVICE void fe_send_piece(const fe_cuda_args &a, const fe_board &b, int unit,
         if (first) to = fe_listed(a.extra.go, item.token, topk, first);
         uint32_t places = __ballot_sync(FE_ALL, to.slot >= 0);
         if (!places) break;
-        char *row = to.slot >= 0 ? fe_row_to(b, to) : NULL;
-        switch (unit) {
-        case 16: fe_copy_piece<uint4>(row, places, from, begin, end); break;
-        case 8: fe_copy_piece<uint2>(row, places, from, begin, end); break;
-        case 4: fe_copy_piece<uint32_t>(row, places, from, begin, end); break;
-        case 2: fe_copy_piece<uint16_t>(row, places, from, begin, end); break;
-        default: fe_copy_piece<uint8_t>(row, places, from, begin, end); break;
-        }
+        fe_copy_by(unit, to.slot >= 0 ? fe_row_to(b, to) : NULL, places, from, begin, end);
     }
     if (fe_sees_to_token(item)) fe_write_beside(a, b, item.token, head, s.scales != NULL);
 }
@@ -172,8 +177,8 @@ FE_DEVICE void fe_write_tails(const fe_cuda_args &a) {
     bool by_rank = shape.layout == FERRY_LAYOUT_RANK;
     for (int i = (int)threadIdx.x; i < w.ranks * width; i += (int)blockDim.x) {
         int r = i / width, u = i - r * width, first = by_rank ? r : w.map.rank_first[r];
-        if (fe_masked(w, r) || u >= (by_rank ? 1 : fe_map_local(&w.map, r))) continue;
-        int32_t *tails = (int32_t *)(w.space[r] + a.pass.scatter.tails_at);
+        if (u >= (by_rank ? 1 : fe_map_local(&w.map, r)) || !fe_reaches(w, r)) continue;
+        int32_t *tails = (int32_t *)(w.post[r] + a.pass.scatter.tails_at);
         tails[((size_t)a.pass.half * w.ranks + w.rank) * width + u] = a.route.scratch.keep[first + u];
     }
 }

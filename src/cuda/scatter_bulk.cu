@@ -180,7 +180,8 @@ static ring_shape shape_of(const fe_cuda_args *args) {
     sh.piece_bytes = ((row_bytes + sh.pieces - 1) / sh.pieces + 15) / 16 * 16;
     sh.scale_bytes = s->scales && s->scale_word == 4 && scale_bits % 16 == 0 ? (int)s->scale_bytes : 0;
     sh.past_cache = most_sent > s->stream_bytes;
-    int linked = args->world.ranks - args->world.sharing, near = args->blocks * args->world.sharing / args->world.ranks;
+    int ranks = args->world.near_ranks, linked = ranks - args->world.sharing;
+    int near = args->blocks * args->world.sharing / ranks;
     bool split = linked && args->blocks >= SPLIT_FROM &&
                  route->topk <= FE_WARP; /* what goes beside is told by the first 32 places */
     sh.near_blocks = !split ? 0 : near > 0 ? near : 1;

@@ -1,4 +1,5 @@
-/* Passes without rows: notes alone, and the words of the address space. Bytes travel by cudaMemcpyAsync, which takes memory of any kind. */
+/* Passes without rows: notes alone, and the words of the address space. Bytes travel by cudaMemcpyAsync (meet.c), which takes memory of any
+ * kind. */
 #include "cuda/launch.cuh"
 #include "cuda/note.cuh"
 
@@ -12,29 +13,6 @@ __global__ void __launch_bounds__(FE_WARP) notes(const __grid_constant__ fe_cuda
 cudaError_t fe_cuda_launch_nothing(fe_cuda_args *args, cudaStream_t stream) {
     args->blocks = 1;
     return fe_launch_pass(args, (const void *)ferry::notes, FE_WARP, 0, stream);
-}
-
-/* ---- meetings ---- */
-
-static char *scratch_of(const fe_cuda_args *args, int rank) {
-    return args->spaces[rank] + args->world.scratch_at + (size_t)args->pass.half * FE_CUDA_SCRATCH;
-}
-
-cudaError_t fe_cuda_launch_publish(fe_cuda_args *args, cudaStream_t stream) {
-    const fe_publish *p = &args->pass.publish;
-    cudaError_t error =
-        cudaMemcpyAsync(scratch_of(args, args->world.rank), p->from, p->bytes, cudaMemcpyDefault, stream);
-    return error == cudaSuccess ? fe_cuda_launch_nothing(args, stream) : error;
-}
-
-cudaError_t fe_cuda_launch_collect(fe_cuda_args *args, cudaStream_t stream) {
-    const fe_collect *c = &args->pass.collect;
-    cudaError_t error = cudaSuccess;
-    for (int r = 0; error == cudaSuccess && r < args->world.ranks; r++)
-        if ((c->root < 0 || c->root == r) && !(args->world.masked[r / 32] >> r % 32 & 1))
-            error = cudaMemcpyAsync(c->to + (size_t)(c->root < 0 ? r : 0) * c->apart, scratch_of(args, r), c->bytes,
-                                    cudaMemcpyDefault, stream);
-    return error;
 }
 
 /* ---- words ---- */
@@ -64,15 +42,31 @@ __global__ void atomic(const __grid_constant__ fe_cuda_args a) {
     const fe_atomic &t = a.pass.atomic;
     unsigned long long *word = (unsigned long long *)(a.world.space[t.owner] + t.at);
     __threadfence_system();
-    a.world.report->word = t.swap
-                               ? atomicCAS_system(word, (unsigned long long)t.expected, (unsigned long long)t.desired)
-                               : atomicAdd_system(word, (unsigned long long)t.add);
+    a.world.report->old = t.swap ? atomicCAS_system(word, (unsigned long long)t.expected, (unsigned long long)t.desired)
+                                 : atomicAdd_system(word, (unsigned long long)t.add);
     __threadfence_system();
 }
 } // namespace ferry
 
 cudaError_t fe_cuda_launch_atomic(fe_cuda_args *args, cudaStream_t stream) {
     ferry::atomic<<<1, 1, 0, stream>>>(*args);
+    return cudaGetLastError();
+}
+
+namespace ferry {
+/* For a rank of another host: what it has put is here already. */
+__global__ void errand(fe_errand what, unsigned long long *word, uint64_t value, uint64_t expected, uint64_t *old) {
+    __threadfence_system();
+    *old = what == FE_ADD    ? atomicAdd_system(word, (unsigned long long)value)
+           : what == FE_SWAP ? atomicCAS_system(word, (unsigned long long)expected, (unsigned long long)value)
+                             : atomicExch_system(word, (unsigned long long)value);
+    __threadfence_system();
+}
+} // namespace ferry
+
+cudaError_t fe_cuda_launch_errand(fe_errand errand, uint64_t *word, uint64_t value, uint64_t expected, uint64_t *old,
+                                  cudaStream_t stream) {
+    ferry::errand<<<1, 1, 0, stream>>>(errand, (unsigned long long *)word, value, expected, old);
     return cudaGetLastError();
 }
 
@@ -99,7 +93,7 @@ __global__ void until(const __grid_constant__ fe_cuda_args a) {
     if (*(volatile uint32_t *)&a.world.own->broken) return;
     for (uint32_t turn = 1; !holds(seen = fe_acquire(word), u.compare, u.value); turn++) {
         if (turn % 256 != 0 || !fe_give_up(a, &start, &why, (uint64_t)u.timeout_ns)) continue;
-        a.world.report->word = seen;
+        fe_soft(a)->word = a.world.report->word = seen;
         if (why == FERRY_TIMEOUT && a.pass.lenient)
             fe_tell_soft(a, FERRY_TIMEOUT);
         else if (fe_break(a))
@@ -117,7 +111,7 @@ cudaError_t fe_cuda_launch_until(fe_cuda_args *args, cudaStream_t stream) {
 
 cudaError_t fe_cuda_prepare_space(int *early) {
     const void *kernels[] = {(const void *)ferry::notes, (const void *)ferry::signal, (const void *)ferry::atomic,
-                             (const void *)ferry::until};
+                             (const void *)ferry::until, (const void *)ferry::errand};
     struct cudaFuncAttributes attributes;
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels && error == cudaSuccess; i++)

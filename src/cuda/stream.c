@@ -61,15 +61,20 @@ ferry_status fe_cuda_stream_sync(ferry_stream *stream) {
         fe_cuda_core->fault_note(&engine->fault, status, true);
         return status;
     }
-    FE_TRY(fe_cuda_news(engine));
-    status = fe_cuda_take_soft(engine, NULL, 0);
-    if (status != FERRY_OK) fe_cuda_core->fault_note(&engine->fault, status, false);
-    return status;
+    return fe_cuda_take_untold(engine);
+}
+
+/* Asking is no part of a graph that this thread may be capturing meanwhile. */
+static int is_idle(cudaStream_t stream) {
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    cudaError_t error = cudaStreamQuery(stream);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    return error != cudaErrorNotReady;
 }
 
 int fe_cuda_stream_idle(ferry_stream *stream) {
-    if (fe_cuda_enter(stream->engine) != FERRY_OK) return 1;
-    return cudaStreamQuery(own(stream)->native) != cudaErrorNotReady;
+    return fe_cuda_enter(stream->engine) != FERRY_OK || is_idle(own(stream)->native);
 }
 
 ferry_status fe_cuda_call(ferry_stream *stream, void (*function)(void *), void *argument) {
@@ -105,6 +110,14 @@ static unsigned long long capture_of(cudaStream_t stream) {
 
 static fe_cuda_event *of(ferry_event *event) {
     return (fe_cuda_event *)event;
+}
+
+static cudaError_t query(cudaEvent_t event) { /* as in is_idle */
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    cudaError_t error = cudaEventQuery(event);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    return error;
 }
 
 ferry_status fe_cuda_event_create(fe_engine *engine, ferry_event **event) {
@@ -171,7 +184,7 @@ ferry_status fe_cuda_event_sync(ferry_event *event) {
     if (of(event)->capture) /* of a graph: what was replayed on the stream so far is waited for */
         return fe_cuda_ok(cudaStreamSynchronize(of(event)->recorded_on), engine->heap.rank, "an event of a graph");
     for (;;) {
-        cudaError_t error = cudaEventQuery(of(event)->native);
+        cudaError_t error = query(of(event)->native);
         if (error != cudaErrorNotReady) return fe_cuda_ok(error, engine->heap.rank, "an event");
         FE_TRY(fe_cuda_core->aborted(&engine->heap));
         if (fe_now_ns() > deadline)
@@ -183,6 +196,6 @@ ferry_status fe_cuda_event_sync(ferry_event *event) {
 
 int fe_cuda_event_done(ferry_event *event) {
     if (!of(event)->recorded || fe_cuda_enter(event->engine) != FERRY_OK) return 1;
-    if (of(event)->capture) return cudaStreamQuery(of(event)->recorded_on) != cudaErrorNotReady;
-    return cudaEventQuery(of(event)->native) != cudaErrorNotReady;
+    if (of(event)->capture) return is_idle(of(event)->recorded_on);
+    return query(of(event)->native) != cudaErrorNotReady;
 }

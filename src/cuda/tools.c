@@ -13,12 +13,16 @@ FERRY_API void ferry_cuda_device_free(void *memory);
 FERRY_API int ferry_cuda_copy(void *to, const void *from, size_t bytes);
 /* Makes one of the GPUs the calling thread's: ranks take turns over them. How many there are; 0: none. */
 FERRY_API int ferry_cuda_use(int rank);
+/* A number of the current GPU's own, whatever each process calls it; 0: there is none. */
+FERRY_API uint64_t ferry_cuda_card(void);
 /* How many GPUs there are and what the current one is, in words; or why there is none. */
 FERRY_API void ferry_cuda_describe(char *text, size_t size);
-/* Bytes read and written a second by the driver's own copy between two buffers of 1 GiB: the floor of everything that moves rows. */
+/* Bytes read and written a second by the driver's own copy between two buffers of 1 GiB: the floor of everything that moves rows. 0: there
+ * is no room for them. */
 FERRY_API int ferry_cuda_copy_rate(double *bytes_per_second);
 
-/* Bytes a second that every GPU sends to the next and receives from the one before, all at once: the slowest. 0: there is one GPU. */
+/* Bytes a second that every GPU sends to the next and receives from the one before, all at once: the slowest. 0: there is one GPU,
+ * no room, or no way from GPU to GPU. */
 FERRY_API int ferry_cuda_link_rate(double *bytes_per_second);
 
 /* Graphs: what is put on the stream between begin and end is not run but kept, and replayed as a whole. 0, or a cudaError_t. */
@@ -57,6 +61,15 @@ int ferry_cuda_use(int rank) {
     return cudaSetDevice(rank % count) == cudaSuccess ? count : 0;
 }
 
+uint64_t ferry_cuda_card(void) {
+    struct cudaDeviceProp prop;
+    int device = 0;
+    uint64_t half[2];
+    if (cudaGetDevice(&device) != cudaSuccess || cudaGetDeviceProperties(&prop, device) != cudaSuccess) return 0;
+    memcpy(half, prop.uuid.bytes, sizeof half);
+    return half[0] ^ half[1];
+}
+
 void ferry_cuda_describe(char *text, size_t size) {
     struct cudaDeviceProp prop;
     int device = 0, count = 0;
@@ -91,6 +104,12 @@ static cudaError_t time_copies(void *to, const void *from, size_t bytes, float *
     return error;
 }
 
+/* What a machine cannot do has no rate, and is no failure. */
+static int unless_missing(cudaError_t error) {
+    cudaGetLastError();
+    return error == cudaErrorMemoryAllocation || error == cudaErrorPeerAccessUnsupported ? 0 : (int)error;
+}
+
 int ferry_cuda_copy_rate(double *bytes_per_second) {
     const size_t bytes = (size_t)1 << 30;
     void *from = ferry_cuda_device_alloc(bytes), *to = ferry_cuda_device_alloc(bytes);
@@ -99,7 +118,7 @@ int ferry_cuda_copy_rate(double *bytes_per_second) {
     cudaFree(from);
     cudaFree(to);
     *bytes_per_second = ms > 0 ? 2e3 * (double)bytes / (double)ms : 0;
-    return (int)error;
+    return unless_missing(error);
 }
 
 /* ---- between GPUs ---- */
@@ -113,7 +132,10 @@ typedef struct link_end { /* of one GPU */
 } link_end;
 
 static cudaError_t open_end(int gpu, int gpus, link_end *e) {
+    int reach = 0;
     cudaError_t error = cudaSetDevice(gpu);
+    if (error == cudaSuccess) error = cudaDeviceCanAccessPeer(&reach, gpu, (gpu + 1) % gpus);
+    if (error == cudaSuccess && !reach) error = cudaErrorPeerAccessUnsupported;
     if (error == cudaSuccess) error = cudaMalloc(&e->from, LINK_BYTES);
     if (error == cudaSuccess) error = cudaMalloc(&e->to, LINK_BYTES);
     if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&e->stream, cudaStreamNonBlocking);
@@ -173,7 +195,7 @@ int ferry_cuda_link_rate(double *bytes_per_second) {
     for (int i = 0; i < gpus; i++) close_end(i, &end[i]);
     cudaSetDevice(mine);
     if (error == cudaSuccess && best > 0) *bytes_per_second = 1e3 * (double)LINK_BYTES / (double)best;
-    return (int)error;
+    return unless_missing(error);
 }
 
 static cudaStream_t native_of(ferry_stream *stream) {

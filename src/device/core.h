@@ -20,6 +20,8 @@ typedef struct fe_core {
     ferry_status (*aborted)(const fe_heap *heap);
     ferry_status (*ended)(const fe_heap *heap, const char *during);
     ferry_status (*blame)(const fe_watch *watch, const char *step, uint64_t epoch, const uint64_t *seen);
+    void (*stir)(fe_far *far);
+    ferry_status (*cross)(fe_far *far, const fe_pass *pass);
     ferry_status (*tell_index)(const fe_shape *shape, int64_t token, int choice, int64_t index);
     ferry_status (*tell_overflow)(const fe_shape *shape, const fe_totals *totals);
 } fe_core;

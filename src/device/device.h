@@ -26,6 +26,7 @@ typedef struct fe_device {
     const char *name;
     const fe_memory *memory; /* NULL: ranks' spaces are in host memory */
     bool far;                /* it runs on several hosts */
+    bool records;            /* it records and counts its passes itself; else fe_submit does (record.h) */
     ferry_status (*open)(fe_engine *engine);
     void (*stop)(fe_engine *engine); /* ends all streams; then routes and events may go, and then the device */
     void (*close)(fe_engine *engine);
@@ -74,6 +75,14 @@ struct ferry_stream {
 struct ferry_event {
     fe_engine *engine;
 };
+
+/* Is this a put, get, signal or atomic on a rank of another host? */
+static inline bool fe_pass_crosses(const fe_heap *heap, const fe_pass *pass) {
+    return (pass->move == FE_MOVE_TRANSFER && pass->transfer.far_rank >= 0) ||
+           (pass->move == FE_MOVE_ATOMIC && !fe_heap_near(heap, pass->atomic.owner));
+}
+/* Carries it out: over the network, the same for every device. */
+ferry_status fe_device_cross(fe_far *far, const fe_pass *pass);
 
 extern const fe_device fe_device_cpu;
 

@@ -26,6 +26,8 @@ static const fe_core core = {.size = sizeof core,
                              .aborted = fe_watch_aborted,
                              .ended = fe_watch_ended,
                              .blame = fe_watch_blame,
+                             .stir = fe_far_stir,
+                             .cross = fe_device_cross,
                              .tell_index = fe_route_tell_index,
                              .tell_overflow = fe_route_tell_overflow};
 

@@ -29,6 +29,8 @@ typedef ferry_status (*fe_explain_fn)(const char *step, int rank, const uint64_t
                                       const uint64_t *theirs);
 
 /* A route as a device sees it. The arrays, in the device's memory, are the route object's. */
+struct fe_tally; /* route/tally.h, which is C */
+
 typedef struct fe_route_data {
     fe_shape shape;
     fe_table table;
@@ -39,9 +41,11 @@ typedef struct fe_route_data {
     int32_t
         *demand; /* [local experts] tokens that chose each, capacities left aside; only where counts are exchanged */
     void *extra; /* the device's own, fe_device.extra bytes of it */
-    fe_far_route far;      /* hosts NULL: all ranks are near */
-    uint64_t counts_at;    /* heap offset of [2][ranks][fe_counts_length] int32 */
-    ferry_tensor topk_idx; /* the caller's, with explicit strides */
+    fe_far_route far;       /* hosts NULL: all ranks are near */
+    uint64_t number;        /* the route's, for who reads records */
+    struct fe_tally *tally; /* what a step of it moves, for counters */
+    uint64_t counts_at;     /* heap offset of [2][ranks][fe_counts_length] int32 */
+    ferry_tensor topk_idx;  /* the caller's, with explicit strides */
     ferry_tensor topk_weights;
 } fe_route_data;
 
@@ -79,6 +83,28 @@ typedef struct fe_scatter { /* dispatch, sending side */
     uint64_t tails_at;             /* heap offset of [2][ranks][most_local] int32: counts that come with the rows */
     uint64_t source_at;            /* and of [rows] int32, the same on every rank: where each row came from */
 } fe_scatter;
+
+/* Slots for which a receiver's tensors have room in its space, by the words of its READY note: they may be the caller's, of any size. */
+FE_PURE int64_t fe_room_at(const uint64_t *ready, const fe_shape *shape, const fe_scatter *s, bool weights,
+                           uint64_t space_bytes) {
+    bool by_rank = shape->layout == FERRY_LAYOUT_RANK;
+    uint64_t each = 4 * (by_rank ? (uint64_t)shape->topk : 1), strides = ready[FE_AT_STRIDES];
+    const struct {
+        uint64_t at, stride;
+        bool used;
+    } part[] = {{ready[FE_AT_ROWS], strides >> 32, true},
+                {ready[FE_AT_SCALES], strides & 0xffffffffu, s->scale_bytes != 0},
+                {s->source_at, 4, s->topk},
+                {ready[FE_AT_IDS], each, s->topk && by_rank},
+                {ready[FE_AT_WEIGHTS], each, s->topk && weights}};
+    uint64_t room = INT64_MAX;
+    for (int i = 0; i < 5; i++) {
+        if (!part[i].used || !part[i].stride) continue;
+        uint64_t fits = part[i].at < space_bytes ? (space_bytes - part[i].at) / part[i].stride : 0;
+        room = fits < room ? fits : room;
+    }
+    return (int64_t)room;
+}
 
 typedef struct fe_deliver { /* dispatch, receiving side. A copy is made where `to` is set. */
     size_t row_bytes, scale_bytes;
@@ -206,5 +232,10 @@ typedef struct fe_pass {
         counts_last; /* SCATTER: once settled, the delivery's counts are read and written; there is nothing else to deliver */
     fe_explain_fn explain;
 } fe_pass;
+
+#ifndef __cplusplus
+/* pass->step: "dispatch", 17, " (send)". By hand: snprintf takes 0.1 us, and a LATENCY round of one token a few of them. */
+void fe_pass_name(fe_pass *pass, const char *what, uint64_t number, const char *part);
+#endif
 
 #endif

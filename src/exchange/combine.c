@@ -3,8 +3,6 @@
 #include "exchange/route.h"
 #include "group/calls.h"
 
-#include <stdio.h>
-
 typedef struct plan {
     ferry_route *r;
     uint64_t epoch;
@@ -170,7 +168,7 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
 
 static fe_pass send_pass(const plan *p) {
     fe_pass pass = {.half = p->half, .move = FE_MOVE_GATHER, .route = &p->r->data, .gather = p->gather};
-    snprintf(pass.step, sizeof pass.step, "combine %llu (send)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "combine", p->epoch, " (send)");
     pass.signal = (fe_note){.used = true, .kind = FE_OFFER, .half = p->half, .epoch = p->epoch};
     memcpy(pass.signal.word, p->word, sizeof p->word);
     return pass;
@@ -187,7 +185,7 @@ static fe_await await_offers(const plan *p) {
 static fe_pass sums_pass(const plan *p) {
     fe_pass pass = {
         .half = p->half, .move = FE_MOVE_SUMS, .route = &p->r->data, .reduce = p->reduce, .explain = explain};
-    snprintf(pass.step, sizeof pass.step, "combine %llu (sums)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "combine", p->epoch, " (sums)");
     pass.await = await_offers(p);
     return pass;
 }
@@ -197,7 +195,7 @@ static fe_pass sums_pass(const plan *p) {
 static fe_pass recv_pass(const plan *p) {
     fe_pass pass = {
         .half = p->half, .move = FE_MOVE_REDUCE, .route = &p->r->data, .reduce = p->reduce, .explain = explain};
-    snprintf(pass.step, sizeof pass.step, "combine %llu (receive)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "combine", p->epoch, " (receive)");
     pass.await = await_offers(p);
     if (p->r->data.far.hosts) { /* the offers were heard by the pass before it */
         pass.await.kind = FE_RETURNED;
@@ -211,7 +209,7 @@ static fe_pass recv_pass(const plan *p) {
 /* Rows that are read in place need no pass of their own: the offer is announced by the one that pulls. */
 static fe_pass whole_pass(const plan *p) {
     fe_pass pass = recv_pass(p);
-    snprintf(pass.step, sizeof pass.step, "combine %llu", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "combine", p->epoch, "");
     pass.announce = send_pass(p).signal;
     return pass;
 }
@@ -316,14 +314,15 @@ ferry_status ferry_combine(ferry_route *r, const ferry_combine_in *in, ferry_com
     return receive(&r->group->combine[p.half], stream);
 }
 
-ferry_status ferry_combine_buffer(ferry_route *r, ferry_dtype dtype, int64_t columns, ferry_tensor *rows) {
-    FE_TRY(fe_route_check(r, NULL, "ferry_combine_buffer"));
+ferry_status ferry_combine_buffer(ferry_route *r, ferry_dtype dtype, int64_t columns, ferry_tensor *rows,
+                                  ferry_stream *stream) {
+    FE_TRY(fe_route_check(r, stream, "ferry_combine_buffer"));
     if (!rows) return fe_fail(FERRY_INVALID, "ferry_combine_buffer: rows is NULL");
     ferry_group *g = r->group;
     FE_TRY(check_width(g, "ferry_combine_buffer: rows", dtype, columns));
     int half = (int)((g->combines + 1) & 1);
     FE_TRY(fe_flight_free(&g->combine[half], "combine"));
-    FE_TRY(fe_flight_await(g, &g->combine[half], NULL));
+    FE_TRY(fe_flight_await(g, &g->combine[half], stream));
     void *data = fe_near(&g->engine.heap, g->rank, g->body.back[half].rows);
     *rows = fe_slots_tensor(&r->data.shape, data, dtype, r->info.rows, columns);
     return FERRY_OK;

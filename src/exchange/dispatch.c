@@ -5,8 +5,6 @@
 #include "exchange/route.h"
 #include "group/calls.h"
 
-#include <stdio.h>
-
 /* One dispatch, from checked arguments: what becomes of it when nothing is wrong. */
 typedef struct plan {
     ferry_route *r;
@@ -228,9 +226,10 @@ static const struct {
               {"topk of the route", FE_AT_ROUTE, 7, 7, 1},
               {"exchange of counts for the route (capacities)", FE_AT_ROUTE, 14, 1, 1},
               {"renormalise of the route", FE_AT_ROUTE, 15, 1, 1},
+              {"order of the route", FE_AT_ROUTE, 16, 1, 1},
               {"row bytes", FE_AT_FORMAT, 0, 28, 1},
               {"cast", FE_AT_FORMAT, 48, 3, 1},
-              {"dtype of rows", FE_AT_ROUTE, 16, 8, 1},
+              {"dtype of rows", FE_AT_ROUTE, 24, 8, 1},
               {"delivery of topk", FE_AT_FORMAT, 51, 1, 1},
               {"scale bytes", FE_AT_FORMAT, 28, 20, 4}};
 
@@ -253,7 +252,7 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
 static fe_pass send_pass(const plan *p) {
     fe_pass pass = {
         .half = p->half, .move = FE_MOVE_SCATTER, .route = &p->r->data, .scatter = p->scatter, .explain = explain};
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu (send)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, " (send)");
     pass.announce = (fe_note){.used = true, .kind = FE_READY, .half = p->half, .epoch = p->epoch};
     memcpy(pass.announce.word, p->word, sizeof p->word);
     pass.await = (fe_await){.used = true,
@@ -282,7 +281,7 @@ static fe_pass fanout_pass(const plan *p) {
                     .route = &p->r->data,
                     .scatter = p->scatter,
                     .explain = explain_landed};
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu (fan out)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, " (fan out)");
     pass.await = (fe_await){.used = true,
                             .kind = FE_LANDED,
                             .half = p->half,
@@ -296,7 +295,7 @@ static fe_pass fanout_pass(const plan *p) {
 
 static fe_pass recv_pass(const plan *p) {
     fe_pass pass = {.half = p->half, .move = FE_MOVE_DELIVER, .route = &p->r->data, .deliver = p->deliver};
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu (receive)", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, " (receive)");
     pass.await = (fe_await){.used = true, .kind = FE_ROWS, .half = p->half, .epoch = p->epoch};
     return pass;
 }
@@ -312,7 +311,7 @@ static bool fits_one_pass(const plan *p) {
 
 static fe_pass whole_pass(const plan *p) {
     fe_pass pass = send_pass(p);
-    snprintf(pass.step, sizeof pass.step, "dispatch %llu", (unsigned long long)p->epoch);
+    fe_pass_name(&pass, "dispatch", p->epoch, "");
     pass.settle = recv_pass(p).await;
     pass.deliver = p->deliver;
     pass.counts_last = true;
@@ -344,7 +343,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_dispatch_in *in, const
     FE_TRY(plan_out(p, options));
     p->word[FE_AT_ROWS] = p->deliver.rows_at;
     p->word[FE_AT_SCALES] = p->deliver.scales_at;
-    p->word[FE_AT_ROUTE] = fe_route_kind(r) | (uint64_t)p->row_type << 16;
+    p->word[FE_AT_ROUTE] = fe_route_kind(r) | (uint64_t)p->row_type << 24;
     p->word[FE_AT_IDS] = p->deliver.ids_at;
     p->word[FE_AT_WEIGHTS] = p->deliver.weights_at;
     p->word[FE_AT_STRIDES] = fe_strides((uint64_t)p->deliver.row_stride, (uint64_t)p->deliver.scale_stride);

@@ -2,8 +2,8 @@
 #include "exchange/route.h"
 #include "base/structs.h"
 #include "group/calls.h"
+#include "group/counters.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
 /* ---- memory: one block of the device's, and a small one of the host's ---- */
@@ -59,6 +59,7 @@ static char *lay_host(ferry_route *r, char *at) {
     r->expert_start = take(&at, local, sizeof *r->expert_start);
     r->source_rows = take(&at, ranks, sizeof *r->source_rows);
     r->rank_rows = take(&at, ranks, sizeof *r->rank_rows);
+    fe_tally_lay_out(&r->tally, take(&at, fe_tally_words(s->ranks, (int)local), sizeof(int64_t)), s->ranks);
     return lay_results(s, at, &r->found);
 }
 
@@ -70,10 +71,14 @@ static ferry_status allocate(ferry_route *r, bool weights) {
     r->result_bytes = (size_t)(results - nowhere);
     r->memory_bytes = (size_t)(end - nowhere) + 64;
     r->memory = engine->device->alloc(engine, r->memory_bytes);
-    r->host_memory = malloc((size_t)(lay_host(r, nowhere) - nowhere) + 64);
+    size_t host_bytes = (size_t)(lay_host(r, nowhere) - nowhere) + 64;
+    r->host_memory = malloc(host_bytes);
     if (!r->memory || !r->host_memory) return fe_fail(FERRY_NOMEM, "rank %d: no memory for a route", r->group->rank);
     lay_tables(engine, s, lay_results(s, r->memory, &r->data), weights, &r->data);
+    memset(r->host_memory, 0, host_bytes);
     lay_host(r, r->host_memory);
+    r->data.tally = &r->tally;
+    fe_counters_join(r->group, &r->tally);
     return FERRY_OK;
 }
 
@@ -81,7 +86,6 @@ static void begin_far(ferry_route *r) {
     fe_far_route *f = &r->data.far;
     f->boxes = &r->group->body.boxes;
     f->most_rows = r->group->body.rows;
-    for (int h = 0; h < f->hosts->count; h++) f->kept_count[h] = h == f->hosts->mine ? 0 : -1;
 }
 
 /* ---- the config ---- */
@@ -118,6 +122,7 @@ static ferry_status check_config(const ferry_group *g, const ferry_route_config 
     FE_TRY(check_number("rank_capacity", cfg->rank_capacity, 0, INT32_MAX));
     FE_TRY(check_number("packed", cfg->packed, 0, 1));
     FE_TRY(check_number("renormalise", cfg->renormalise, 0, 1));
+    FE_TRY(check_number("order", cfg->order, FERRY_ORDER_RANK, FERRY_ORDER_CHOICE));
     return check_number("overflow", cfg->overflow, FERRY_OVERFLOW_ERROR, FERRY_OVERFLOW_DROP);
 }
 
@@ -145,7 +150,8 @@ static ferry_status fill_shape(const ferry_group *g, const ferry_route_config *c
                     .expert_capacity = cfg->layout == FERRY_LAYOUT_RANK ? 0 : cfg->expert_capacity,
                     .overflow = cfg->overflow,
                     .packed = cfg->packed != 0,
-                    .renormalise = cfg->renormalise != 0};
+                    .renormalise = cfg->renormalise != 0,
+                    .order = cfg->order};
     int64_t most = 0, room = g->body.rows;
     for (int r = 0; r < g->ranks; r++) {
         int64_t rows = fe_worst_rows(s, r);
@@ -172,14 +178,15 @@ _Static_assert(WORDS <= FE_CELL_WORDS, "what ranks compare of a route must fit a
 static uint64_t kind_of(const ferry_route *r) {
     const fe_shape *s = &r->data.shape;
     return (uint64_t)s->layout | (uint64_t)s->mode << 8 | (uint64_t)s->overflow << 16 |
-           (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32 | (uint64_t)s->renormalise << 40;
+           (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32 |
+           (uint64_t)s->renormalise << 40 | (uint64_t)s->order << 48;
 }
 
 uint64_t fe_route_kind(const ferry_route *r) {
     const fe_shape *s = &r->data.shape;
     return (uint64_t)s->layout | (uint64_t)s->mode << 3 | (uint64_t)s->overflow << 4 | (uint64_t)s->packed << 5 |
            (uint64_t)(r->data.table.weights != NULL) << 6 | (uint64_t)s->topk << 7 |
-           (uint64_t)fe_needs_exchange(s) << 14 | (uint64_t)s->renormalise << 15;
+           (uint64_t)fe_needs_exchange(s) << 14 | (uint64_t)s->renormalise << 15 | (uint64_t)s->order << 16;
 }
 
 static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
@@ -194,11 +201,11 @@ static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
 }
 
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
-    static const char *const kinds[] = {"layout", "mode",       "overflow", "presence of topk_weights",
-                                        "packed", "renormalise"};
+    static const char *const kinds[] = {"layout", "mode",        "overflow", "presence of topk_weights",
+                                        "packed", "renormalise", "order"};
     static const char *const names[] = {NULL,          "topk", "expert_alignment", "expert_capacity", "rank_capacity",
                                         "route number"};
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < (int)(sizeof kinds / sizeof *kinds); i++) {
         unsigned mine = ours[WORD_KIND] >> 8 * i & 0xff, his = theirs[WORD_KIND] >> 8 * i & 0xff;
         if (mine != his)
             return fe_fail(FERRY_MISMATCH, "%s: %s is %u on rank %d, %u on rank %d", step, kinds[i], mine, rank, his,
@@ -213,14 +220,14 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
 
 static fe_pass count_pass(ferry_route *r) {
     fe_pass p = {.move = FE_MOVE_COUNT, .route = &r->data};
-    snprintf(p.step, sizeof p.step, "route %llu (count)", (unsigned long long)r->id);
+    fe_pass_name(&p, "route", r->id, " (count)");
     return p;
 }
 
 /* Sends this rank's counts, once everybody has read those of the exchange before the last, and waits for all others'. */
 static fe_pass spread_pass(ferry_route *r, uint64_t epoch) {
     fe_pass p = {.move = FE_MOVE_SPREAD, .route = &r->data, .half = (int)(epoch & 1), .explain = explain};
-    snprintf(p.step, sizeof p.step, "route %llu (counts)", (unsigned long long)r->id);
+    fe_pass_name(&p, "route", r->id, " (counts)");
     p.await = (fe_await){.used = true, .kind = FE_COUNTED, .half = p.half, .epoch = epoch > 2 ? epoch - 2 : 0};
     p.signal = (fe_note){.used = true, .kind = FE_COUNTS, .half = p.half, .epoch = epoch};
     fill_words(r, p.signal.word);
@@ -231,7 +238,7 @@ static fe_pass spread_pass(ferry_route *r, uint64_t epoch) {
 
 static fe_pass place_pass(ferry_route *r, uint64_t epoch) {
     fe_pass p = {.move = FE_MOVE_PLACE, .route = &r->data, .half = (int)(epoch & 1)};
-    snprintf(p.step, sizeof p.step, "route %llu (place)", (unsigned long long)r->id);
+    fe_pass_name(&p, "route", r->id, " (place)");
     if (epoch) p.signal = (fe_note){.used = true, .kind = FE_COUNTED, .half = p.half, .epoch = epoch};
     return p;
 }
@@ -246,7 +253,7 @@ static bool captured(const ferry_group *g, ferry_stream *stream) {
  * has had no effect. Only where nobody waits for it, on a stream in LATENCY mode or in a graph, everything is queued at once. */
 static ferry_status make(ferry_group *g, ferry_route *r, ferry_stream *stream) {
     bool wait = !stream || (r->data.shape.mode == FERRY_THROUGHPUT && !captured(g, stream));
-    r->id = g->routes + 1;
+    r->id = r->data.number = g->routes + 1;
     fe_pass pass = count_pass(r);
     FE_TRY(fe_route_submit(g, stream, &pass, wait));
     g->routes++;
@@ -305,6 +312,10 @@ static ferry_status fill_info(ferry_route *r, ferry_stream *stream) {
     FE_TRY(engine->device->fetch(engine, stream, r->found.totals, r->memory, r->result_bytes));
     const fe_totals *t = r->found.totals;
     sum_blocks(r);
+    if (!engine->device->records) { /* nobody else looks at what it moves */
+        fe_tally_place(&r->tally, s, r->found.scratch.keep, NULL);
+        fe_tally_arrive(&r->tally, s, &r->found.blocks, r->found.demand);
+    }
     i->rows = t->rows;
     i->received = t->received;
     i->sent = t->sent;
@@ -373,6 +384,7 @@ void ferry_route_destroy(ferry_route *r) {
         *at = r->next;
         break;
     }
+    if (r->data.tally) fe_counters_leave(g, r->data.tally);
     if (r->memory) g->engine.device->release(&g->engine, r->memory, r->memory_bytes);
     free(r->host_memory);
     free(r);
@@ -396,13 +408,12 @@ ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream
 }
 
 ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, const fe_pass *pass, bool wait) {
-    const fe_device *device = g->engine.device;
-    if (!stream || !wait) return device->submit(&g->engine, stream, pass);
+    if (!stream || !wait) return fe_submit(&g->engine, stream, pass);
     fe_outcome outcome = {.status = FERRY_OK};
     fe_pass mine = *pass;
     mine.outcome = &outcome;
-    FE_TRY(device->submit(&g->engine, stream, &mine));
-    device->stream_drain(stream);
+    FE_TRY(fe_submit(&g->engine, stream, &mine));
+    g->engine.device->stream_drain(stream);
     return outcome.status == FERRY_OK ? FERRY_OK : fe_fail_again(outcome.status, outcome.sentence);
 }
 

@@ -4,6 +4,7 @@
 
 #include "exchange/tensor.h"
 #include "group/group.h"
+#include "route/tally.h"
 
 struct ferry_route {
     ferry_group *group;
@@ -19,6 +20,7 @@ struct ferry_route {
     /* The host's: what place found out, copied (THROUGHPUT), and what follows from it. */
     fe_route_data found;
     int32_t *expert_rows, *expert_start, *source_rows, *rank_rows;
+    fe_tally tally;
     void *host_memory;
 };
 

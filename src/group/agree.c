@@ -1,6 +1,6 @@
 /* Going on without a rank, and with it again: who is of the group is agreed upon (watch/council.h), and then everything that steps have
  * left behind is forgotten, so that an era begins as a group does. */
-#include "group/group.h"
+#include "group/counters.h"
 #include "watch/calls.h"
 
 static bool is_masked(const void *heap, int rank) {
@@ -21,6 +21,7 @@ static void forget_flights(fe_flight *flights, int count) {
 }
 
 static void forget_steps(ferry_group *g) {
+    fe_counters_keep(g);
     g->meets = g->routes = g->exchanges = g->dispatches = g->combines = 0;
     forget_flights(g->dispatch, 2);
     forget_flights(g->combine, 2);
@@ -30,6 +31,7 @@ static void forget_steps(ferry_group *g) {
 
 void fe_group_take_map(ferry_group *g, fe_map *map) {
     fe_map old = g->map;
+    fe_counters_move(g);
     g->map = *map;
     *map = old;
 }
@@ -40,12 +42,13 @@ ferry_status fe_group_adopt(ferry_group *g, const fe_verdict *v) {
     e->heap.era = v->era;
     take_mask(g, v);
     forget_steps(g);
-    fe_calls_forget(&e->heap);
     FE_TRY(fe_heap_follow(&e->heap, &v->story));
     FE_TRY(e->device->renew(e, g->body.small_bytes));
     for (int r = 0; r < g->ranks; r++)
         if (fe_heap_masked(&e->heap, r)) fe_watch_mask(&e->heap, r);
     atomic_store(&fe_heap_control(&e->heap, g->rank)->failed, 0);
+    fe_recorder_renew(e->watch.recorder, &e->heap);
+    fe_calls_forget(&e->heap);
     atomic_store(&fe_heap_control(&e->heap, g->rank)->lost, 0);
     fe_fault_clear(&e->fault);
     return fe_watch_resume(&e->heap) ? FERRY_OK : fe_watch_aborted(&e->heap);

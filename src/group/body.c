@@ -4,6 +4,7 @@
 #include "route/record.h"
 
 #define LINE         64
+#define PAGE         4096
 #define ALIGN_ALWAYS 128 /* padding of EXPERT that the default max_recv_rows allows for: what grouped GEMMs ask for */
 #define MOST_BYTES   ((size_t)1 << 46) /* x86-64 gives a process 2^47 */
 
@@ -64,6 +65,9 @@ ferry_status fe_body_lay_out(const ferry_group_config *cfg, const fe_map *map, i
     body->counts = take(&used, 2 * ranks * fe_counts_length(map), sizeof(int32_t));
     body->tails = take(&used, 2 * ranks * (size_t)map->most_local, sizeof(int32_t));
     body->small_bytes = used;
+    if (hosts > 1) lay_boxes(cfg, map, (size_t)hosts, &used, body);
+    if (hosts > 1) used = (size_t)fe_align((int64_t)used, PAGE); /* what follows may be memory of another kind */
+    body->post_bytes = used;
     for (int half = 0; half < 2; half++) {
         body->receive[half].rows = take(&used, rows, body->row_bytes);
         body->receive[half].scales = take(&used, rows, body->scale_bytes);
@@ -73,7 +77,6 @@ ferry_status fe_body_lay_out(const ferry_group_config *cfg, const fe_map *map, i
         body->back[half].rows = take(&used, rows, body->row_bytes);
         body->back[half].weights = take(&used, rows, topk * sizeof(float));
     }
-    if (hosts > 1) lay_boxes(cfg, map, (size_t)hosts, &used, body);
     body->bytes = used;
     return FERRY_OK;
 }

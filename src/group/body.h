@@ -26,7 +26,8 @@ typedef struct fe_body {
     } back[2];
     fe_boxes boxes;     /* several hosts */
     size_t bytes;       /* of the body */
-    size_t small_bytes; /* of what comes first, up to the rows: touched whole */
+    size_t small_bytes; /* of what comes first: touched whole */
+    size_t post_bytes;  /* with the boxes that come then: what other hosts write, or hear of */
     size_t row_bytes;   /* the widest row */
     size_t scale_bytes; /* the most scales of a row */
     int64_t rows;       /* that each half holds */

@@ -13,10 +13,11 @@ void fe_group_calls(const ferry_group *g, fe_call call, uint64_t about) {
 /* The bits of fe_route_kind. */
 static void describe_route(uint64_t kind, char *text, size_t size) {
     static const char *const layouts[] = {"no layout", "RANK", "EXPERT", "?", "SLOTS", "?", "?", "?"};
-    snprintf(text, size, "a route (%s, %s, top-%d%s%s%s%s%s)", layouts[kind & 7],
+    snprintf(text, size, "a route (%s, %s, top-%d%s%s%s%s%s%s)", layouts[kind & 7],
              kind >> 3 & 1 ? "LATENCY" : "THROUGHPUT", (int)(kind >> 7 & 127), kind >> 5 & 1 ? ", packed" : "",
              kind >> 4 & 1 ? ", dropping" : "", kind >> 6 & 1 ? ", weights" : "",
-             kind >> 14 & 1 ? ", counts exchanged" : "", kind >> 15 & 1 ? ", renormalised" : "");
+             kind >> 14 & 1 ? ", counts exchanged" : "", kind >> 15 & 1 ? ", renormalised" : "",
+             kind >> 16 & 1 ? ", summed by choice" : "");
 }
 
 void fe_call_describe(uint64_t call, char *text, size_t size) {

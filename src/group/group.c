@@ -5,6 +5,7 @@
 #include "device/core.h"
 #include "group/calls.h"
 #include "group/config.h"
+#include "group/counters.h"
 
 #include <stdlib.h>
 #include <unistd.h>
@@ -80,7 +81,9 @@ static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
     e->heap.rank = g->rank;
     e->heap.ranks = g->ranks;
     e->heap.memory = e->device->memory;
+    e->heap.recorder_bytes = fe_recorder_bytes(g->ranks);
     e->heap.far_bytes = fe_room_bytes(&e->heap);
+    e->heap.body_post = g->body.post_bytes;
     FE_TRY(fe_heap_create(boot, g->body.bytes, (size_t)g->config.heap_bytes, &e->heap));
     fe_body_move(&g->body, e->heap.body_at);
     ferry_status status = fe_group_settle_in(g);
@@ -166,6 +169,7 @@ ferry_status fe_group_prepare(const ferry_group_config *cfg, int rank, int ranks
     if (status == FERRY_OK) status = fe_body_lay_out(&g->config, &g->map, 1, &g->body);
     g->room.homes = g->engine.homes_most = g->map.homes;
     g->room.most_local = g->map.most_local;
+    if (status == FERRY_OK) status = fe_counters_open(g);
     if (status != FERRY_OK) {
         ferry_group_destroy(g);
         return status;
@@ -232,7 +236,8 @@ ferry_status ferry_group_bytes(const ferry_group_config *cfg, int ranks, int64_t
     ferry_group *g;
     if (!bytes) return fe_fail(FERRY_INVALID, "bytes is NULL");
     FE_TRY(fe_group_prepare(cfg, 0, ranks, &g));
-    *bytes = (int64_t)fe_heap_bytes(ranks, fe_room_bytes(&g->engine.heap), g->body.bytes, (size_t)cfg->heap_bytes);
+    *bytes = (int64_t)fe_heap_bytes(ranks, fe_recorder_bytes(ranks), fe_room_bytes(&g->engine.heap), g->body.bytes,
+                                    (size_t)cfg->heap_bytes);
     ferry_group_destroy(g);
     return FERRY_OK;
 }
@@ -246,6 +251,7 @@ void ferry_group_destroy(ferry_group *g) {
         fe_watch_give_up(&e->heap); /* what still waits on a stream waits no more */
     if (e->state) e->device->stop(e);
     if (e->heap.base && e->heap.base[g->rank]) fe_watch_leave(&e->heap);
+    fe_counters_report(g);
     for (int half = 0; half < 2; half++) {
         if (g->dispatch[half].done) e->device->event_destroy(g->dispatch[half].done);
         if (g->combine[half].done) e->device->event_destroy(g->combine[half].done);
@@ -256,6 +262,7 @@ void ferry_group_destroy(ferry_group *g) {
     if (e->state) e->device->close(e);
     fe_far_close(e->far);
     fe_heap_destroy(&e->heap);
+    fe_counters_close(g);
     fe_map_destroy(&g->map);
     fe_fault_close(&e->fault);
     free(g);

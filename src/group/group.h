@@ -2,7 +2,7 @@
 #ifndef FERRY_GROUP_GROUP_H
 #define FERRY_GROUP_GROUP_H
 
-#include "device/device.h"
+#include "device/record.h"
 #include "group/body.h"
 #include "watch/council.h"
 
@@ -34,6 +34,7 @@ struct ferry_group {
     fe_flight dispatch[2], combine[2]; /* by half */
     fe_flight meeting, exchange;       /* the last: on different streams too they keep the order of their calls */
     ferry_route *made;                 /* list of routes */
+    struct fe_counted *counted;        /* counters.c's */
     int64_t stream_bytes;
     int8_t wish[FERRY_MAX_RANKS]; /* for the next agreement: 1: mask it, -1: take it back */
 };
@@ -47,10 +48,11 @@ ferry_status fe_group_ready(ferry_group *group, const char *step);
 /* The stream is NULL or this group's. */
 ferry_status fe_group_own(const ferry_group *group, const ferry_stream *stream, const char *call);
 
-/* "barrier", "allgather" and so on: the meetings of meet.c by their numbers. */
-const char *fe_meeting_name(uint64_t kind);
 /* What went wrong beside the calls, into the group's fault. */
 void fe_group_look(ferry_group *group);
+
+/* "barrier", "allgather" and so on: the meetings of meet.c by their numbers. */
+const char *fe_meeting_name(uint64_t kind);
 
 /* Making, and meeting again. prepare: everything that can be found wrong without the others. settle_in: what needs nobody else, once the heap
  * is there. last_word: [collective over boot] whether all are well; this rank's own failure is returned with its sentence. */

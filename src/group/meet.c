@@ -2,8 +2,6 @@
  * from the group's beginning; a round is one MEET note to every rank and one from every rank (docs/protocol.md, "Meetings"). */
 #include "group/calls.h"
 
-#include <stdio.h>
-
 typedef enum meet_kind { MEET_BARRIER, MEET_GATHER, MEET_BROADCAST, MEET_ALLOC, MEET_FREE } meet_kind;
 
 static const char *const names[] = {"barrier", "allgather", "broadcast", "heap_alloc", "heap_free"};
@@ -37,7 +35,7 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
  * step, and the group goes on; in anything else ranks would disagree on how many rounds there are. */
 static fe_pass round_pass(const meeting *m, uint64_t epoch) {
     fe_pass p = {.half = (int)(epoch & 1), .explain = explain};
-    snprintf(p.step, sizeof p.step, "%s %llu", names[m->kind], (unsigned long long)epoch);
+    fe_pass_name(&p, names[m->kind], epoch, "");
     p.lenient = m->kind == MEET_ALLOC || m->kind == MEET_FREE;
     p.signal = (fe_note){.used = true, .kind = FE_MEET, .half = p.half, .epoch = epoch};
     p.signal.word[WORD_KIND] = m->kind;
@@ -51,25 +49,24 @@ static fe_pass round_pass(const meeting *m, uint64_t epoch) {
 /* Bytes [at, at + n) of the call. A rank writes its own scratch of this half, meets, and reads the others'. Nobody writes this half
  * again before all have read it: its next round comes after the round between, which a reader enters only when it is done. */
 static ferry_status carry(ferry_group *g, const meeting *m, size_t at, size_t n, ferry_stream *stream) {
-    const fe_device *device = g->engine.device;
     fe_pass p = round_pass(m, ++g->meets);
     if (m->kind == MEET_GATHER || g->rank == m->root) {
         p.move = FE_MOVE_PUBLISH;
         p.publish = (fe_publish){.from = m->mine + at, .bytes = n};
     }
-    FE_TRY(device->submit(&g->engine, stream, &p));
+    FE_TRY(fe_submit(&g->engine, stream, &p));
     if (m->kind == MEET_BROADCAST && g->rank == m->root) return FERRY_OK;
     fe_pass out = {.half = p.half, .move = FE_MOVE_COLLECT};
     memcpy(out.step, p.step, sizeof out.step);
     out.collect =
         (fe_collect){.to = m->all + at, .bytes = n, .apart = m->bytes, .root = m->kind == MEET_GATHER ? -1 : m->root};
-    return device->submit(&g->engine, stream, &out);
+    return fe_submit(&g->engine, stream, &out);
 }
 
 static ferry_status hold(ferry_group *g, const meeting *m, ferry_stream *stream) {
     if (!m->bytes || (m->kind != MEET_GATHER && m->kind != MEET_BROADCAST)) {
         fe_pass p = round_pass(m, ++g->meets);
-        return g->engine.device->submit(&g->engine, stream, &p);
+        return fe_submit(&g->engine, stream, &p);
     }
     for (size_t at = 0; at < m->bytes; at += FE_SCRATCH)
         FE_TRY(carry(g, m, at, m->bytes - at < FE_SCRATCH ? m->bytes - at : FE_SCRATCH, stream));

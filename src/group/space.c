@@ -69,7 +69,7 @@ static ferry_status transfer(ferry_group *g, const fe_transfer *t, ferry_stream 
     FE_TRY(fe_group_own(g, stream, call));
     fe_pass pass = {.move = FE_MOVE_TRANSFER, .transfer = *t};
     snprintf(pass.step, sizeof pass.step, "%s", call);
-    return g->engine.device->submit(&g->engine, stream, &pass);
+    return fe_submit(&g->engine, stream, &pass);
 }
 
 ferry_status ferry_put(ferry_group *g, void *symmetric, const void *source, size_t bytes, int rank,
@@ -120,7 +120,7 @@ static ferry_status on_word(ferry_group *g, const char *call, uint64_t *symmetri
     a.old = &before;
     fe_pass pass = {.move = FE_MOVE_ATOMIC, .atomic = a};
     snprintf(pass.step, sizeof pass.step, "%s", call);
-    FE_TRY(g->engine.device->submit(&g->engine, NULL, &pass));
+    FE_TRY(fe_submit(&g->engine, NULL, &pass));
     if (old) *old = before;
     return FERRY_OK;
 }
@@ -164,5 +164,5 @@ ferry_status ferry_wait_until(ferry_group *g, const uint64_t *signal, ferry_comp
     pass.lenient = !stream; /* on a stream, what comes next counts on the word */
     pass.until = (fe_until){.at = at, .compare = compare, .value = value};
     pass.until.timeout_ns = timeout_ms ? (int64_t)timeout_ms * 1000000 : g->engine.watch.timeout_ns;
-    return g->engine.device->submit(&g->engine, stream, &pass);
+    return fe_submit(&g->engine, stream, &pass);
 }

@@ -2,6 +2,8 @@
 #ifndef FERRY_HEAP_CELL_H
 #define FERRY_HEAP_CELL_H
 
+#include "heap/hosts.h"
+
 #include <stdint.h>
 
 /* What a cell announces. One writer, one reader, and a value that only grows; see docs/protocol.md. */
@@ -26,7 +28,7 @@ typedef enum fe_reach {
     FE_REACH_COLUMN, /* the sayer's column, itself left out */
 } fe_reach;
 
-static inline fe_reach fe_reach_of(fe_kind kind) {
+FE_PURE fe_reach fe_reach_of(fe_kind kind) {
     switch (kind) {
     case FE_ROWS:
     case FE_PULLED:
@@ -36,6 +38,36 @@ static inline fe_reach fe_reach_of(fe_kind kind) {
     default: return FE_REACH_ALL;
     }
 }
+
+/* Does a note of this kind from `source` come to this rank? With one host all do. */
+FE_PURE bool fe_hosts_hear(const fe_hosts *hosts, fe_kind kind, int source) {
+    if (hosts->count == 1) return true;
+    bool near = fe_hosts_near(hosts, source), column = hosts->index_of[source] == hosts->index;
+    switch (fe_reach_of(kind)) {
+    case FE_REACH_ALL: return true;
+    case FE_REACH_NEAR:
+        return near || kind == FE_ROWS; /* a far rank's is said here by the gateway that fans out for it */
+    case FE_REACH_COLUMN: return !near && column;
+    }
+    return true;
+}
+
+/* May the payload of a note be read, or has its sayer perhaps said the next one by then? An offer is kept until near ranks have pulled
+ * and the column has returned its sums; other far ranks have no say in it (docs/protocol.md, "Several hosts"). */
+FE_PURE bool fe_hosts_read(const fe_hosts *hosts, fe_kind kind, int source) {
+    if (hosts->count == 1 || kind != FE_OFFER) return true;
+    return fe_hosts_near(hosts, source) || hosts->index_of[source] == hosts->index;
+}
+
+/* What another host may ask for, of a rank's space. */
+typedef enum fe_errand {
+    FE_ADD = 1, /* of a word */
+    FE_SWAP,
+    FE_SET,
+    FE_FLUSH, /* of nothing */
+    FE_STOW,  /* of a range: bytes that came before, to their place */
+    FE_FETCH  /* of a range: its bytes, to where they can be read */
+} fe_errand;
 
 #define FE_CELL_WORDS 7
 

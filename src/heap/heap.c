@@ -9,12 +9,11 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 
-#define PAGE  ((size_t)4096)
-#define MAGIC 0x4645525259484541ull /* "FERRYHEA" */
+#define PAGE ((size_t)4096)
 
 /* What each rank tells the others about its memory. */
 typedef struct introduction {
-    uint64_t bytes, nonce;
+    uint64_t bytes, nonce, group; /* group: 0 before it has a name */
     int32_t pid, fd;
     fe_card card;
 } introduction;
@@ -24,20 +23,34 @@ static size_t page_up(size_t bytes) {
 }
 
 static void lay_out(fe_heap *heap, size_t body_bytes, size_t user_bytes) {
-    size_t control = page_up(sizeof(fe_control));
+    heap->lead = page_up(FE_HEAP_RECORDER_AT + heap->recorder_bytes);
     heap->scratch_at = page_up((size_t)FE_KINDS * 2 * (size_t)heap->ranks * sizeof(fe_cell));
     heap->far_at = heap->scratch_at + 2 * FE_SCRATCH;
     heap->body_at = heap->far_at + page_up(heap->far_bytes);
     heap->user_at = page_up(heap->body_at + body_bytes);
     heap->user_bytes = page_up(user_bytes);
     heap->space_bytes = heap->user_at + heap->user_bytes;
-    heap->bytes = heap->memory ? control : control + heap->space_bytes;
+    heap->space_at = heap->memory && heap->hosts.count > 1 ? page_up(heap->body_at + heap->body_post) : 0;
+    heap->post_bytes = heap->space_at ? heap->space_at : heap->space_bytes;
+    heap->bytes = heap->lead + (!heap->memory ? heap->space_bytes : heap->space_at);
 }
 
-size_t fe_heap_bytes(int ranks, size_t far_bytes, size_t body_bytes, size_t user_bytes) {
-    fe_heap heap = {.ranks = ranks, .far_bytes = far_bytes};
+size_t fe_heap_bytes(int ranks, size_t recorder_bytes, size_t far_bytes, size_t body_bytes, size_t user_bytes) {
+    fe_heap heap = {.ranks = ranks, .recorder_bytes = recorder_bytes, .far_bytes = far_bytes};
     lay_out(&heap, body_bytes, user_bytes);
     return heap.bytes;
+}
+
+/* What of the rank's space lies in its memfd. */
+static void find_post(fe_heap *heap, int rank, const fe_mapping *mapping) {
+    heap->base[rank] = mapping->base;
+    if (!heap->memory || heap->space_at) heap->post[rank] = mapping->base + heap->lead;
+    if (!heap->memory) heap->space[rank] = heap->post[rank];
+}
+
+/* Once the rank's space is made or mapped. */
+static void find_rest(fe_heap *heap, int rank) {
+    if (heap->memory && !heap->space_at) heap->post[rank] = heap->space[rank];
 }
 
 static ferry_status make_own(fe_heap *heap) {
@@ -55,14 +68,13 @@ static ferry_status make_own(fe_heap *heap) {
     fe_mapping *mapping = fe_mapping_make(heap->nonce, heap->fd, heap->bytes);
     if (!mapping) return fe_fail_errno("rank %d: mapping %zu bytes", heap->rank, heap->bytes);
     heap->mapping[heap->rank] = mapping;
-    heap->base[heap->rank] = mapping->base;
-    if (!heap->memory) heap->space[heap->rank] = mapping->base + page_up(sizeof(fe_control));
+    find_post(heap, heap->rank, mapping);
     fe_control *control = fe_heap_control(heap, heap->rank);
     control->nonce = heap->nonce;
     control->rank = heap->rank;
     control->ranks = heap->ranks;
     control->pid = (int32_t)getpid();
-    control->magic = MAGIC;
+    control->magic = FE_HEAP_MAGIC;
     return FERRY_OK;
 }
 
@@ -98,13 +110,12 @@ void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes) {
 #endif
 }
 
-/* A heap is a memfd of our own user's, at 0600, that nobody can cut under our mapping. What else a process may have given us is not
- * mapped: its control block could be made to look right. */
-static bool is_heap(const fe_heap *heap, int fd) {
+bool fe_heap_is(int fd, size_t *bytes) {
     struct stat about;
     int seals = fcntl(fd, F_GET_SEALS);
-    return seals >= 0 && (seals & F_SEAL_SHRINK) && fstat(fd, &about) == 0 && (size_t)about.st_size == heap->bytes &&
-           about.st_uid == geteuid() && (about.st_mode & (S_IRWXG | S_IRWXO)) == 0;
+    if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &about) != 0) return false;
+    *bytes = (size_t)about.st_size;
+    return about.st_uid == geteuid() && (about.st_mode & (S_IRWXG | S_IRWXO)) == 0;
 }
 
 /* Another process's memfd, by way of /proc: the kernel lets in who could also trace that process (same user), and nothing
@@ -115,7 +126,8 @@ static ferry_status map_process(fe_heap *heap, int peer, const introduction *the
     int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0) return fe_fail_errno("rank %d: opening the heap of rank %d at %s", heap->rank, peer, path);
     ferry_status status = FERRY_OK;
-    if (!is_heap(heap, fd))
+    size_t bytes;
+    if (!fe_heap_is(fd, &bytes) || bytes != heap->bytes)
         status = fe_fail(FERRY_SYSTEM,
                          "rank %d: what rank %d shares at %s is not a sealed heap of this user's, of %zu bytes",
                          heap->rank, peer, path, heap->bytes);
@@ -138,23 +150,29 @@ static ferry_status map_peer(fe_heap *heap, int peer, const introduction *theirs
     if (theirs->bytes != heap->bytes)
         return fe_fail(FERRY_MISMATCH, "rank %d has a heap of %llu bytes, rank %d one of %zu", peer,
                        (unsigned long long)theirs->bytes, heap->rank, heap->bytes);
+    if (heap->memory) heap->memory->meet(heap, peer, &theirs->card);
     if (!fe_hosts_near(&heap->hosts, peer)) return FERRY_OK;
     fe_mapping *mapping = fe_mapping_find(theirs->nonce);
     if (!mapping) FE_TRY(map_process(heap, peer, theirs, &mapping));
     heap->mapping[peer] = mapping;
-    heap->base[peer] = mapping->base;
-    if (!heap->memory) heap->space[peer] = mapping->base + page_up(sizeof(fe_control));
+    find_post(heap, peer, mapping);
     const fe_control *control = fe_heap_control(heap, peer);
-    if (control->magic != MAGIC || control->nonce != theirs->nonce || control->rank != peer)
+    if (control->magic != FE_HEAP_MAGIC || control->nonce != theirs->nonce || control->rank != peer)
         return fe_fail(FERRY_SYSTEM, "rank %d: what process %d shares is not the heap of rank %d", heap->rank,
                        theirs->pid, peer);
-    return heap->memory ? heap->memory->map(heap, peer, theirs->pid, &theirs->card) : FERRY_OK;
+    if (heap->memory) FE_TRY(heap->memory->map(heap, peer, theirs->pid, &theirs->card));
+    find_rest(heap, peer);
+    return FERRY_OK;
 }
 
 /* who, fresh: see fe_heap_admit; NULL: all are there, and new. */
 static ferry_status map_all(fe_heap *heap, fe_boot *boot, const uint8_t *who, const uint8_t *fresh) {
-    introduction mine = {
-        .bytes = heap->bytes, .nonce = heap->nonce, .pid = (int32_t)getpid(), .fd = heap->fd, .card = heap->card};
+    introduction mine = {.bytes = heap->bytes,
+                         .nonce = heap->nonce,
+                         .pid = (int32_t)getpid(),
+                         .fd = heap->fd,
+                         .group = heap->group,
+                         .card = heap->card};
     introduction *all = calloc((size_t)heap->ranks, sizeof *all);
     if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", heap->rank, heap->ranks);
     ferry_status status = fe_boot_allgather(boot, &mine, all, sizeof mine);
@@ -162,6 +180,8 @@ static ferry_status map_all(fe_heap *heap, fe_boot *boot, const uint8_t *who, co
         if (peer != heap->rank && (!who || (who[peer] && (fresh[peer] || fresh[heap->rank]))))
             status = map_peer(heap, peer, &all[peer]);
     heap->near_ranks = heap->hosts.on_machine;
+    for (int r = heap->ranks - 1; r >= 0; r--) /* the name that the group has, or gets */
+        if (!who || (who[r] && !fresh[r])) heap->group = who ? all[r].group : all[r].nonce;
     free(all);
     return status;
 }
@@ -186,17 +206,20 @@ static ferry_status agree(const fe_heap *heap, fe_boot *boot, ferry_status mine)
 static ferry_status make_all(fe_heap *heap) {
     heap->base = calloc((size_t)heap->ranks, sizeof *heap->base);
     heap->space = calloc((size_t)heap->ranks, sizeof *heap->space);
+    heap->post = calloc((size_t)heap->ranks, sizeof *heap->post);
     heap->mapping = calloc((size_t)heap->ranks, sizeof *heap->mapping);
     heap->masked = calloc((size_t)heap->ranks, sizeof *heap->masked);
     heap->block_room = 16;
     heap->block = calloc(heap->block_room, sizeof *heap->block);
-    if (!heap->base || !heap->space || !heap->mapping || !heap->masked || !heap->block)
+    if (!heap->base || !heap->space || !heap->post || !heap->mapping || !heap->masked || !heap->block)
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the tables of %d ranks", heap->rank, heap->ranks);
     heap->blocks = heap->user_bytes ? 1 : 0;
     heap->block[0] = (fe_block){.offset = heap->user_at, .bytes = heap->user_bytes};
     fe_heap_begin(heap);
     FE_TRY(make_own(heap));
-    return heap->memory ? heap->memory->make(heap, &heap->card) : FERRY_OK;
+    if (heap->memory) FE_TRY(heap->memory->make(heap, &heap->card));
+    find_rest(heap, heap->rank);
+    return FERRY_OK;
 }
 
 ferry_status fe_heap_create(fe_boot *boot, size_t body_bytes, size_t user_bytes, fe_heap *heap) {
@@ -226,6 +249,7 @@ void fe_heap_destroy(fe_heap *heap) {
     fe_hosts_free(&heap->hosts);
     free(heap->base);
     free(heap->space);
+    free(heap->post);
     free(heap->mapping);
     free((void *)heap->masked);
     free(heap->block);
@@ -234,6 +258,7 @@ void fe_heap_destroy(fe_heap *heap) {
 
 int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes) {
     uintptr_t base = (uintptr_t)heap->space[heap->rank], at = (uintptr_t)pointer;
-    if (at < base || at - base > heap->space_bytes || bytes > heap->space_bytes - (at - base)) return -1;
+    if (at < base + heap->space_at || at - base > heap->space_bytes || bytes > heap->space_bytes - (at - base))
+        return -1;
     return (int64_t)(at - base);
 }

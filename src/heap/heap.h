@@ -1,15 +1,17 @@
 /* The symmetric heap. Each rank has two pieces of memory that every near rank maps:
  *
- *   base    host memory, a memfd: the control block (identity, bell, state)
+ *   base    host memory, a memfd: the control block (identity, bell, state), and at FE_HEAP_RECORDER_AT what watch/recorder.h keeps
  *   space   what steps work on, where an offset means the same thing on every rank
  *             0           FE_KINDS x 2 x ranks cells of 64 bytes: cell [kind][half][source] is written by rank `source` alone
  *             scratch_at  2 x FE_SCRATCH bytes for all-gather and broadcast
  *             far_at      several hosts only: what the network writes for the protocol itself (link/room.h)
- *             body_at     what the layer above asked for (counts, receive and combine buffers)
+ *             body_at     what the layer above asked for (counts, boxes for other hosts, receive and combine buffers)
  *             user_at     ferry_heap_alloc's
  *
- * On the CPU the space is the rest of the same memfd; a device with memory of its own makes and maps it by fe_memory. A memfd has
- * no name: when the last process that maps it is gone, by whatever death, so is the memory. */
+ * On the CPU the space is the rest of the same memfd; a device with memory of its own makes and maps it by fe_memory. Where such a device's
+ * ranks are on several hosts, the network reaches host memory alone: the space's beginning, up to space_at, then lies in the memfd and
+ * is called the *post*. Everywhere else the post is the space. A memfd has no name: when the last process that maps it is gone, by
+ * whatever death, so is the memory. */
 #ifndef FERRY_HEAP_HEAP_H
 #define FERRY_HEAP_HEAP_H
 
@@ -23,6 +25,9 @@
 
 #define FE_CACHE_LINE 64
 #define FE_SCRATCH    65536
+
+#define FE_HEAP_MAGIC       0x4645525259484541ull /* "FERRYHEA": a control block begins with it */
+#define FE_HEAP_RECORDER_AT 4096                  /* in the memfd: the control block has the page before */
 
 enum { FE_CALLS = 32 };
 
@@ -47,6 +52,7 @@ typedef struct fe_control {
     _Atomic int32_t holders;         /* others that map its space, where the space is not held by whoever maps it */
     _Alignas(FE_CACHE_LINE) fe_council council;
 } fe_control;
+_Static_assert(sizeof(fe_control) <= FE_HEAP_RECORDER_AT, "the control block is a page at most");
 
 typedef struct fe_block { /* of the user's heap, in address order, tiling it */
     size_t offset, bytes;
@@ -62,24 +68,36 @@ typedef struct fe_card {
 
 /* Space that is not in the memfd. */
 typedef struct fe_memory {
-    /* heap->space_bytes for this rank: sets heap->space[heap->rank], and fills the card. */
+    /* All of the space from heap->space_at on, for this rank: sets heap->space[heap->rank], and fills the card. */
     ferry_status (*make)(fe_heap *heap, fe_card *card);
+    /* Every peer, near or far, before it is mapped. */
+    void (*meet)(fe_heap *heap, int peer, const fe_card *card);
     /* Sets heap->space[peer]. pid: the peer's; its memory is in this very process when that is ours. */
     ferry_status (*map)(fe_heap *heap, int peer, int pid, const fe_card *card);
     /* Lets go of heap->space[peer]. */
     void (*unmap)(fe_heap *heap, int peer);
     void (*drop)(fe_heap *heap);
+    /* Any thread, at once, for other hosts' sake. Bytes between memory of any kind. */
+    ferry_status (*copy)(const fe_heap *heap, void *to, const void *from, size_t bytes);
+    /* FE_ADD, FE_SWAP or FE_SET of a word of this rank's space; *old: what it held. */
+    ferry_status (*word)(const fe_heap *heap, fe_errand errand, uint64_t at, uint64_t value, uint64_t expected,
+                         uint64_t *old);
 } fe_memory;
 
 struct fe_heap {
     int rank, ranks;
     fe_hosts hosts;
-    int near_ranks; /* ranks on this machine, this one included */
-    uint64_t nonce;
-    size_t bytes; /* of the memfd */
+    int near_ranks;              /* ranks on this machine, this one included */
+    uint64_t nonce, group;       /* this heap's number, and the group's: that of rank 0's heap */
+    size_t bytes;                /* of the memfd */
+    size_t recorder_bytes, lead; /* what is in the memfd before the space */
     size_t scratch_at, far_at, far_bytes, body_at, user_at, user_bytes, space_bytes;
+    size_t body_post;        /* bytes of the body's beginning that belong to the post */
+    size_t space_at;         /* where the space begins that is the device's: 0, unless there is a post of its own */
+    size_t post_bytes;       /* from offset 0 on */
     char **base;             /* [ranks] where each near rank's memfd is mapped here; far: NULL */
     char **space;            /* [ranks] where its space is, in the device's addresses; far: NULL */
+    char **post;             /* [ranks] the same of its post, in this process's addresses */
     fe_mapping **mapping;    /* [ranks] */
     const fe_memory *memory; /* NULL: the space is in the memfd */
     void *memory_state;
@@ -92,8 +110,8 @@ struct fe_heap {
     _Atomic uint8_t *masked; /* [ranks] 1: the group goes on without it; NULL: nobody is. Any thread may look */
 };
 
-/* [collective over boot] Makes this rank's memory and maps the others'. Set before: rank, ranks, hosts, far_bytes, memory, memory_state;
- * fd -1. */
+/* [collective over boot] Makes this rank's memory and maps the others'. Set before: rank, ranks, hosts, recorder_bytes, far_bytes, body_post,
+ * memory, memory_state; fd -1. */
 ferry_status fe_heap_create(fe_boot *boot, size_t body_bytes, size_t user_bytes, fe_heap *heap);
 /* The same, where a group meets again. fe_heap_make: the part of a newcomer that needs nobody else, with the same lengths as the others
  * have. fe_heap_admit: [collective over boot] of the ranks that came (`who`): maps newcomers (`fresh`), who map all. before: what has
@@ -107,7 +125,10 @@ ferry_status fe_heap_tell_blocks(fe_boot *boot, fe_heap *heap, int from, size_t 
 void fe_heap_touch(const fe_heap *heap, size_t offset, size_t bytes);
 void fe_heap_reach(const fe_heap *heap, size_t offset, size_t bytes);
 void fe_heap_destroy(fe_heap *heap);
-size_t fe_heap_bytes(int ranks, size_t far_bytes, size_t body_bytes, size_t user_bytes);
+size_t fe_heap_bytes(int ranks, size_t recorder_bytes, size_t far_bytes, size_t body_bytes, size_t user_bytes);
+/* Is this descriptor a heap's memfd of this user's, which nobody can cut under a mapping? *bytes: its size. Whatever else a process may have
+ * left there is not to be mapped. */
+bool fe_heap_is(int fd, size_t *bytes);
 
 /* Offset of an address inside this rank's space; -1 when the range is not wholly inside. */
 int64_t fe_heap_offset(const fe_heap *heap, const void *pointer, size_t bytes);
@@ -123,6 +144,20 @@ bool fe_heap_taken(const fe_heap *heap, int64_t offset); /* an allocation begins
 size_t fe_heap_largest(const fe_heap *heap);
 /* A call may have ended well on one rank and, since another died, not on the next: who is one call behind the story makes it up. */
 ferry_status fe_heap_follow(fe_heap *heap, const fe_story *story);
+
+/* The space is not host memory, and what other hosts send has to be brought there. */
+static inline bool fe_heap_staged(const fe_heap *heap) {
+    return heap->space_at != 0;
+}
+/* The first offset that is neither a note's nor the network's. */
+static inline size_t fe_heap_open_at(const fe_heap *heap) {
+    return fe_heap_staged(heap) ? heap->space_at : heap->body_at;
+}
+static inline ferry_status fe_heap_copy(const fe_heap *heap, void *to, const void *from, size_t bytes) {
+    if (heap->memory) return heap->memory->copy(heap, to, from, bytes);
+    memcpy(to, from, bytes);
+    return FERRY_OK;
+}
 
 static inline fe_control *fe_heap_control(const fe_heap *heap, int rank) {
     return (fe_control *)(void *)heap->base[rank];
@@ -152,30 +187,17 @@ static inline bool fe_heap_reaches(const fe_heap *heap, int rank) {
     return fe_heap_near(heap, rank) && !fe_heap_masked(heap, rank);
 }
 
-/* Does a note of this kind from `source` come to this rank? With one host all do, but of who is masked. */
+/* Does a note of this kind from `source` come to this rank? */
 static inline bool fe_heap_hears(const fe_heap *heap, fe_kind kind, int source) {
-    if (fe_heap_masked(heap, source)) return false;
-    if (heap->hosts.count == 1) return true;
-    bool near = fe_heap_near(heap, source), column = heap->hosts.index_of[source] == heap->hosts.index;
-    switch (fe_reach_of(kind)) {
-    case FE_REACH_ALL: return true;
-    case FE_REACH_NEAR:
-        return near || kind == FE_ROWS; /* a far rank's is said here by the gateway that fans out for it */
-    case FE_REACH_COLUMN: return !near && column;
-    }
-    return true;
+    return !fe_heap_masked(heap, source) && fe_hosts_hear(&heap->hosts, kind, source);
 }
-
-/* May the payload of a note be read, or has its sayer perhaps said the next one by then? An offer is kept until near ranks have pulled
- * and the column has returned its sums; other far ranks have no say in it (docs/protocol.md, "Several hosts"). */
 static inline bool fe_heap_reads(const fe_heap *heap, fe_kind kind, int source) {
-    if (heap->hosts.count == 1 || kind != FE_OFFER) return true;
-    return fe_heap_near(heap, source) || heap->hosts.index_of[source] == heap->hosts.index;
+    return fe_hosts_read(&heap->hosts, kind, source);
 }
 
-/* The cell in `owner`'s space that `source` writes. */
+/* The cell in `owner`'s post that `source` writes. */
 static inline fe_cell *fe_heap_cell(const fe_heap *heap, int owner, fe_kind kind, int half, int source) {
-    fe_cell *cells = (fe_cell *)(void *)heap->space[owner];
+    fe_cell *cells = (fe_cell *)(void *)heap->post[owner];
     return &cells[((size_t)kind * 2 + (size_t)half) * (size_t)heap->ranks + (size_t)source];
 }
 

@@ -3,6 +3,7 @@
 #ifndef FERRY_HEAP_HOSTS_H
 #define FERRY_HEAP_HOSTS_H
 
+#include "base/pure.h"
 #include "base/status.h"
 #include <stdbool.h>
 
@@ -25,14 +26,14 @@ ferry_status fe_hosts_find(struct fe_boot *boot, int rank, int ranks, fe_hosts *
 ferry_status fe_hosts_single(int rank, int ranks, fe_hosts *hosts);
 void fe_hosts_free(fe_hosts *hosts);
 
-static inline int fe_hosts_rank(const fe_hosts *hosts, int host, int index) {
+FE_PURE int fe_hosts_rank(const fe_hosts *hosts, int host, int index) {
     return hosts->rank_at[host * hosts->each + index];
 }
-static inline bool fe_hosts_near(const fe_hosts *hosts, int rank) {
+FE_PURE bool fe_hosts_near(const fe_hosts *hosts, int rank) {
     return hosts->host_of[rank] == hosts->mine;
 }
 /* The rank here through which the far rank is heard. */
-static inline int fe_hosts_gateway(const fe_hosts *hosts, int far) {
+FE_PURE int fe_hosts_gateway(const fe_hosts *hosts, int far) {
     return fe_hosts_rank(hosts, hosts->mine, hosts->index_of[far]);
 }
 

@@ -12,7 +12,7 @@ static void send_answer(void *context, int rank, const fe_mail *answer) {
     fe_far *f = context;
     const fe_heap *heap = f->heap;
     uint64_t out = fe_room_mail(heap, FE_REPLY_OUT, rank);
-    memcpy(fe_near(heap, heap->rank, out), answer, sizeof *answer);
+    memcpy(fe_post(heap, heap->rank, out), answer, sizeof *answer);
     fe_order order = {.peer = rank,
                       .immediate = fe_immediate_pack(FE_REPLY, 0, 0, heap->rank),
                       .local = out,
@@ -23,7 +23,7 @@ static void send_answer(void *context, int rank, const fe_mail *answer) {
 
 static void take_answer(void *context, int rank) {
     fe_far *f = context;
-    const fe_mail *answer = fe_near(f->heap, f->heap->rank, fe_room_mail(f->heap, FE_REPLY_IN, rank));
+    const fe_mail *answer = fe_post(f->heap, f->heap->rank, fe_room_mail(f->heap, FE_REPLY_IN, rank));
     atomic_store(&f->answered[rank], answer->number);
     fe_watch_ring(f->heap, f->heap->rank);
 }
@@ -74,8 +74,8 @@ static ferry_status open_network(fe_far *f, fe_boot *boot, fe_ofi_card *card) {
     FE_TRY(make_tables(f));
     if (!f->heap->hosts.one_machine) fe_boot_address(boot, address);
     if (!wanted && *address) wanted = address;
-    FE_TRY(fe_ofi_open(f->heap->rank, fe_env_text(FE_ENV_FERRY_FABRIC), wanted, f->heap->space[f->heap->rank],
-                       f->heap->space_bytes, &f->ofi, card));
+    FE_TRY(fe_ofi_open(f->heap->rank, fe_env_text(FE_ENV_FERRY_FABRIC), wanted, f->heap->post[f->heap->rank],
+                       f->heap->post_bytes, &f->ofi, card));
     f->inbox.tag = card->tag;
     return FERRY_OK;
 }
@@ -133,6 +133,11 @@ static void ring_doorbell(fe_far *f) {
     fe_futex_wake(&f->doorbell);
 }
 
+void fe_far_stir(fe_far *f) {
+    atomic_store(&f->stirred, true);
+    ring_doorbell(f);
+}
+
 void fe_far_close(fe_far *f) {
     if (!f) return;
     atomic_store(&f->leaving, true);
@@ -177,6 +182,10 @@ uint64_t fe_far_bytes(const fe_far *f, int rank) {
 ferry_status fe_far_submit(fe_far *f, const fe_order *order) {
     const fe_heap *heap = f->heap;
     int64_t deadline = 0;
+    if (fe_proxy_here(f)) { /* a kernel's, which the proxy carries out */
+        fe_proxy_hold(f, order);
+        return FERRY_OK;
+    }
     while (!fe_ring_put(&f->ring, order)) { /* full: the network is slower than we are */
         FE_TRY(fe_watch_aborted(heap));
         if (!deadline) deadline = fe_now_ns() + f->watch->timeout_ns;
@@ -208,7 +217,7 @@ ferry_status fe_far_tell(fe_far *f, int host, fe_kind kind, int half, uint64_t e
         int to = (heap->hosts.mine + i) % heap->hosts.count;
         if ((host >= 0 && host != to) || fe_heap_host_masked(heap, to)) continue;
         uint64_t at = fe_room_letter(heap, false, (int)kind, half, to);
-        fe_letter *letter = fe_near(heap, heap->rank, at);
+        fe_letter *letter = fe_post(heap, heap->rank, at);
         letter->epoch = epoch;
         memcpy(letter->word, word, sizeof letter->word);
         letter->chunks = atomic_load_explicit(&f->chunks[fe_room_box(heap, (int)kind, half, to)], memory_order_relaxed);

@@ -39,6 +39,9 @@ ferry_status fe_far_word(fe_far *far, int rank, fe_errand errand, uint64_t at, u
 /* All puts so far are in their places. */
 ferry_status fe_far_quiet(fe_far *far);
 
+/* A kernel that will have orders (link/kernel_order.h), which cannot wake the proxy, is about to run. */
+void fe_far_stir(fe_far *far);
+
 /* For fe_watch.trouble: what the network says of a rank whose connection it has given up, or NULL. */
 const char *fe_far_trouble(const void *far, int rank);
 /* FERRY_OK, or the first thing that went wrong on the network. */

@@ -54,7 +54,7 @@ static void publish(const fe_heap *heap, fe_kind kind, int half, int source, con
     for (int i = 1; relayed && i < heap->hosts.each; i++) {
         int owner = fe_hosts_rank(&heap->hosts, heap->hosts.mine, (heap->hosts.index + i) % heap->hosts.each);
         if (l->relay_bytes)
-            memcpy(fe_near(heap, owner, l->relay_at), fe_near(heap, heap->rank, l->relay_at), l->relay_bytes);
+            memcpy(fe_post(heap, owner, l->relay_at), fe_post(heap, heap->rank, l->relay_at), l->relay_bytes);
         fe_link_signal_for(heap, source, owner, kind, half, l->word, l->epoch);
     }
     fe_link_signal_for(heap, source, heap->rank, kind, half, l->word, l->epoch);
@@ -65,7 +65,7 @@ static bool open_letter(fe_inbox *in, int kind, int half, int source) {
     int host = heap->hosts.host_of[source];
     size_t box = fe_room_box(in->heap, kind, half, host);
     fe_letter l; /* a copy: what is checked is what is used */
-    memcpy(&l, fe_near(heap, heap->rank, fe_room_letter(heap, true, kind, half, host)), sizeof l);
+    memcpy(&l, fe_post(heap, heap->rank, fe_room_letter(heap, true, kind, half, host)), sizeof l);
     if (in->chunks[box] < l.chunks) return true; /* its last chunk comes back here */
     in->letter[box] = false;
     if (!check_letter(in, kind, half, source, &l)) return false;
@@ -75,15 +75,31 @@ static bool open_letter(fe_inbox *in, int kind, int half, int source) {
 
 /* ---- mail ---- */
 
-/* Words of the heap are everybody's: whatever the sender is after, it is one aligned word above the cells. */
+/* Words of the heap are everybody's: whatever the sender is after, it is one aligned word above the cells; or a range there. */
 static bool sensible(const fe_heap *heap, const fe_mail *m) {
+    bool range = m->errand == FE_STOW || m->errand == FE_FETCH;
+    uint64_t bytes = range ? m->value : 8;
     if (m->errand == FE_FLUSH) return true;
-    return m->errand >= FE_ADD && m->errand < FE_FLUSH && m->at % 8 == 0 && m->at >= heap->body_at &&
-           m->at <= heap->space_bytes - 8;
+    if (range ? !fe_heap_staged(heap) || bytes > FE_PARCEL : m->at % 8 != 0) return false;
+    return m->errand >= FE_ADD && m->errand <= FE_FETCH && m->at >= fe_heap_open_at(heap) &&
+           m->at <= heap->space_bytes && bytes <= heap->space_bytes - m->at;
 }
 
-static void run_errand(const fe_heap *heap, const fe_mail *m, fe_mail *answer) {
-    if (m->errand == FE_FLUSH) return;
+/* In memory that the device alone reaches. */
+static bool run_staged(const fe_heap *heap, int source, const fe_mail *m, fe_mail *answer) {
+    if (m->errand == FE_STOW)
+        return fe_heap_copy(heap, fe_near(heap, heap->rank, m->at),
+                            fe_post(heap, heap->rank, fe_room_parcel(heap, false, source)), m->value) == FERRY_OK;
+    if (m->errand == FE_FETCH)
+        return fe_heap_copy(heap, fe_post(heap, heap->rank, fe_room_parcel(heap, true, source)),
+                            fe_near(heap, heap->rank, m->at), m->value) == FERRY_OK;
+    return heap->memory->word(heap, (fe_errand)m->errand, m->at, m->value, m->expected, &answer->old) == FERRY_OK;
+}
+
+/* false: the device does not do it. */
+static bool run_errand(const fe_heap *heap, int source, const fe_mail *m, fe_mail *answer) {
+    if (m->errand == FE_FLUSH) return true;
+    if (fe_heap_staged(heap)) return run_staged(heap, source, m, answer);
     _Atomic uint64_t *word = fe_near(heap, heap->rank, m->at);
     answer->old = m->expected;
     if (m->errand == FE_ADD)
@@ -93,21 +109,22 @@ static void run_errand(const fe_heap *heap, const fe_mail *m, fe_mail *answer) {
     else
         atomic_compare_exchange_strong(word, &answer->old, m->value);
     fe_watch_ring(heap, heap->rank);
+    return true;
 }
 
 static bool open_mail(fe_inbox *in, int source) {
     const fe_heap *heap = in->heap;
     fe_mail m;
-    memcpy(&m, fe_near(heap, heap->rank, fe_room_mail(heap, FE_MAIL_IN, source)), sizeof m);
+    memcpy(&m, fe_post(heap, heap->rank, fe_room_mail(heap, FE_MAIL_IN, source)), sizeof m);
     if (in->puts[source] < m.puts) return true;
     in->mail[source] = false;
     if (m.number <= in->done[source]) return true; /* a box that was written again before it was sent arrives twice */
     in->done[source] = m.number;
-    fe_mail answer = {.number = m.number, .refused = !sensible(heap, &m)};
-    if (!answer.refused) run_errand(heap, &m, &answer);
+    fe_mail answer = {.number = m.number};
+    answer.refused = !sensible(heap, &m) || !run_errand(heap, source, &m, &answer);
     in->reply(in->context, source, &answer);
     if (!answer.refused) return true;
-    return refuse(in, "a request %llu for the word at %llu", (unsigned long long)m.errand, (unsigned long long)m.at);
+    return refuse(in, "a request %llu for what is at %llu", (unsigned long long)m.errand, (unsigned long long)m.at);
 }
 
 /* ---- whatever comes ---- */

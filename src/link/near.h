@@ -7,6 +7,10 @@
 static inline void *fe_near(const fe_heap *heap, int rank, uint64_t offset) {
     return heap->space[rank] + offset;
 }
+/* What notes, and the network, are in: host memory, wherever the space is. */
+static inline void *fe_post(const fe_heap *heap, int rank, uint64_t offset) {
+    return heap->post[rank] + offset;
+}
 
 /* Announces `epoch`, with its payload, in `source`'s cell at `owner`, and wakes the owner if it sleeps. Everything that this thread
  * stored before (and fenced, if by non-temporal stores) is visible to whoever acquires the epoch. */

@@ -109,6 +109,54 @@ static int take_orders(fe_far *f) {
     return taken;
 }
 
+/* ---- orders of kernels ---- */
+
+static fe_kernel_order *next_kernel_order(const fe_far *f) {
+    fe_kernel_order *ring = fe_post(f->heap, f->heap->rank, fe_room_orders(f->heap));
+    return fe_heap_staged(f->heap) ? &ring[f->kernel_orders % FE_KERNEL_ORDERS] : NULL;
+}
+
+/* Acquire: the order, and the rows in host memory that it speaks of. */
+static bool kernel_waits(const fe_far *f) {
+    const fe_kernel_order *c = next_kernel_order(f);
+    return c && atomic_load_explicit(&c->turn, memory_order_acquire) == fe_kernel_turn(f->kernel_orders) + 1;
+}
+
+/* The ring lies where other hosts can write. */
+static bool order_sound(const fe_heap *heap, const fe_kernel_order *c) {
+    return c->host >= -1 && c->host < heap->hosts.count && c->kind >= 0 && c->kind < FE_KINDS && c->half >= 0 &&
+           c->half <= 1 && c->local <= heap->post_bytes && c->bytes <= heap->post_bytes - c->local;
+}
+
+/* Nothing fails here: on this thread, orders are held. */
+static void carry_out(fe_far *f, const fe_kernel_order *c) {
+    const fe_hosts *hosts = &f->heap->hosts;
+    if (!order_sound(f->heap, c)) {
+        fe_log(FE_WARN, FE_MOVE, "rank %d refuses an order of a kernel's that makes no sense", f->heap->rank);
+        return;
+    }
+    for (int i = 1; c->bytes && i < hosts->count; i++) {
+        int to = (hosts->mine + i) % hosts->count;
+        if (c->host < 0 || c->host == to) fe_far_push(f, to, (fe_kind)c->kind, c->half, c->local, c->remote, c->bytes);
+    }
+    if (c->epoch)
+        fe_far_tell(f, c->host, (fe_kind)c->kind, c->half, c->epoch, c->word, c->relay_bytes ? c->local : 0,
+                    c->relay_bytes);
+}
+
+static int take_kernel_orders(fe_far *f) {
+    int taken = 0;
+    for (; f->held_count < FE_ORDERS && kernel_waits(f); taken++) {
+        fe_kernel_order *c = next_kernel_order(f), copy; /* what is checked is what is used */
+        memcpy(&copy, c, sizeof copy);
+        carry_out(f, &copy);
+        /* Release: the slot has been read, and is its next writer's. */
+        atomic_store_explicit(&c->turn, fe_kernel_turn(f->kernel_orders + FE_KERNEL_ORDERS), memory_order_release);
+        f->kernel_orders++;
+    }
+    return taken;
+}
+
 static int hear_sent(fe_far *f) {
     fe_ofi_sent sent[32];
     int n = fe_ofi_poll_sent(f->ofi, sent, 32);
@@ -166,7 +214,7 @@ static int carry_abort(fe_far *f) {
 
 static int work(fe_far *f) {
     /* Arrivals first: a good-bye that came before its connection's end explains it. */
-    int done = carry_abort(f) + take_orders(f), arrived = hear_arrived(f), sent = hear_sent(f);
+    int done = carry_abort(f) + take_kernel_orders(f) + take_orders(f), arrived = hear_arrived(f), sent = hear_sent(f);
     if (sent < 0 || arrived < 0)
         for (int r = 0; r < f->heap->ranks; r++)
             if (!fe_heap_near(f->heap, r)) lose(f, r, fe_ofi_trouble(f->ofi));
@@ -206,7 +254,8 @@ static void rest(fe_far *f, int64_t *idle_since) {
 
 static bool all_given(const fe_far *f) {
     const fe_ring *ring = &f->ring;
-    return !f->under_way && !f->held_count && atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
+    return !f->under_way && !f->held_count && !kernel_waits(f) &&
+           atomic_load(&ring->slot[ring->head & ring->mask].turn) != ring->head + 1;
 }
 
 static void work_until(fe_far *f, int64_t ns, bool (*over)(const fe_far *f)) {
@@ -245,10 +294,17 @@ static void leave(fe_far *f) {
     if (in_peace) work_until(f, BYE_NS, column_gone);
 }
 
+static _Thread_local const fe_far *here;
+
+bool fe_proxy_here(const fe_far *f) {
+    return here == f;
+}
+
 void *fe_proxy_run(void *far) {
     fe_far *f = far;
+    here = f;
     for (int64_t idle_since = 0; !atomic_load(&f->leaving);) {
-        if (work(f))
+        if (work(f) || atomic_exchange(&f->stirred, false))
             idle_since = 0;
         else
             rest(f, &idle_since);

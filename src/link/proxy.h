@@ -39,8 +39,9 @@ struct fe_far {
     fe_held *held; /* retried in turn: what one peer does not take must not keep another waiting */
     int held_count, held_room;
     bool stop_said;
+    uint64_t kernel_orders; /* taken so far */
     /* shared */
-    _Atomic bool leaving;
+    _Atomic bool leaving, stirred;
     _Atomic uint32_t doorbell, asleep; /* futex word of an idle proxy; 1 while it sleeps */
     _Atomic uint64_t *chunks;          /* [FE_KINDS][2][hosts] pushed so far */
     _Atomic uint64_t *puts;            /* [ranks] pieces put so far */
@@ -59,7 +60,9 @@ struct fe_far {
 
 /* The thread's function. */
 void *fe_proxy_run(void *far);
-/* For the proxy itself, which must not wait for its own ring. */
+/* Is this the proxy's own thread, which must not wait for its own ring? */
+bool fe_proxy_here(const fe_far *far);
+/* For the proxy itself. */
 void fe_proxy_hold(fe_far *far, const fe_order *order);
 /* Puts an order into the ring; waits, bounded, for room. */
 ferry_status fe_far_submit(fe_far *far, const fe_order *order);

@@ -5,6 +5,7 @@
 #define FERRY_LINK_ROOM_H
 
 #include "heap/heap.h"
+#include "link/kernel_order.h"
 
 /* A note on its way to another host. */
 typedef struct fe_letter {
@@ -15,14 +16,12 @@ typedef struct fe_letter {
     uint64_t spare[5];
 } fe_letter;
 
-typedef enum fe_errand { FE_ADD = 1, FE_SWAP, FE_SET, FE_FLUSH } fe_errand;
-
-/* A request for one word of the receiver's space. */
+/* A request for one word of the receiver's space; or for a range of it, where the network does not reach the space itself. */
 typedef struct fe_mail {
     uint64_t number;                   /* of the sender's requests to this rank; the answer has it too */
     uint64_t puts;                     /* pieces of puts that the sender has written here before: they come first */
     uint64_t errand;                   /* fe_errand */
-    uint64_t at, value, expected, old; /* old: in the answer */
+    uint64_t at, value, expected, old; /* of a range: value is its bytes. old: in the answer */
     uint64_t refused;                  /* in the answer: 1, this makes no sense */
 } fe_mail;
 
@@ -30,6 +29,7 @@ _Static_assert(sizeof(fe_letter) == 128 && sizeof(fe_mail) == 64, "letters and m
 
 #define FE_BOUNCE  ((size_t)256 << 10) /* bytes of a buffer that puts and gets pass through */
 #define FE_BOUNCES 8
+#define FE_PARCEL  ((size_t)64 << 10) /* the most bytes of a range that is asked for */
 
 /* Of arrays [FE_KINDS][2][hosts]. */
 static inline size_t fe_room_boxes(const fe_heap *h) {
@@ -55,10 +55,19 @@ static inline uint64_t fe_room_mirror(const fe_heap *h, int half, int host) {
 static inline uint64_t fe_room_bounce(const fe_heap *h, int i) {
     return fe_room_mirror(h, 2, 0) + (size_t)i * FE_BOUNCE;
 }
+/* Only where ranks have a post: orders of kernels (link/kernel_order.h); and a range on its way to the rank's space, or (out) from it. */
+static inline uint64_t fe_room_orders(const fe_heap *h) {
+    return fe_room_bounce(h, FE_BOUNCES);
+}
+static inline uint64_t fe_room_parcel(const fe_heap *h, bool out, int rank) {
+    return fe_room_orders(h) + FE_KERNEL_ORDERS * sizeof(fe_kernel_order) +
+           ((out ? (size_t)h->ranks : 0) + (size_t)rank) * FE_PARCEL;
+}
 /* All of it, for fe_heap.far_bytes. */
 static inline size_t fe_room_bytes(const fe_heap *h) {
     fe_heap at_zero = {.ranks = h->ranks, .hosts = h->hosts};
-    return h->hosts.count > 1 ? fe_room_bounce(&at_zero, FE_BOUNCES) + 4096 : 0;
+    if (h->hosts.count <= 1) return 0;
+    return (h->memory ? fe_room_parcel(&at_zero, true, h->ranks) : fe_room_orders(&at_zero)) + 4096;
 }
 
 #endif

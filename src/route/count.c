@@ -1,6 +1,6 @@
 #include "route/route.h"
 
-/* RANK sums in ascending rank: insertion sort, stable, of at most 64 choices. */
+/* FERRY_ORDER_RANK: insertion sort, stable, of at most 64 choices. */
 static void sort_by_rank(const fe_map *map, const int32_t *home, uint8_t *order, int fan) {
     for (int i = 1; i < fan; i++) {
         uint8_t choice = order[i];
@@ -8,6 +8,15 @@ static void sort_by_rank(const fe_map *map, const int32_t *home, uint8_t *order,
         for (; j > 0 && map->home_rank[home[order[j - 1]]] > rank; j--) order[j] = order[j - 1];
         order[j] = choice;
     }
+}
+
+/* A rank is met again: its row is summed where this choice stands. */
+static void move_to_end(const fe_map *map, const int32_t *home, uint8_t *order, int fan, int rank) {
+    int i = 0;
+    while (map->home_rank[home[order[i]]] != rank) i++;
+    uint8_t choice = order[i];
+    for (; i + 1 < fan; i++) order[i] = order[i + 1];
+    order[i] = choice;
 }
 
 /* One token. Returns -1, or the choice that is no expert. */
@@ -18,6 +27,7 @@ static int count_token(const fe_shape *shape, const ferry_tensor *idx, const fe_
     int32_t *home = table->home + token * shape->topk;
     uint8_t *order = table->order + token * shape->topk;
     int64_t mark = token * FERRY_MAX_TOPK;
+    bool by_rank = shape->layout == FERRY_LAYOUT_RANK, ascending = shape->order == FERRY_ORDER_RANK;
     int fan = 0;
     for (int k = 0; k < shape->topk; k++) {
         int64_t expert = fe_topk_at(idx, token, k);
@@ -36,9 +46,12 @@ static int count_token(const fe_shape *shape, const ferry_tensor *idx, const fe_
             scratch->stamp[map->ranks + h] = mark + k;
             to_home[h]++;
         }
-        if (shape->layout == FERRY_LAYOUT_RANK ? new_rank : new_home) order[fan++] = (uint8_t)k;
+        if (by_rank ? new_rank : new_home)
+            order[fan++] = (uint8_t)k;
+        else if (by_rank && !ascending)
+            move_to_end(map, home, order, fan, rank);
     }
-    if (shape->layout == FERRY_LAYOUT_RANK) sort_by_rank(map, home, order, fan);
+    if (by_rank && ascending) sort_by_rank(map, home, order, fan);
     table->fan[token] = (uint8_t)fan;
     return -1;
 }

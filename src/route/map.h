@@ -4,15 +4,9 @@
 #ifndef FERRY_ROUTE_MAP_H
 #define FERRY_ROUTE_MAP_H
 
+#include "base/pure.h"
 #include "base/status.h"
 #include <stdbool.h>
-
-/* Arithmetic that kernels use too. */
-#ifdef __CUDACC__
-#define FE_PURE static __host__ __device__ inline
-#else
-#define FE_PURE static inline
-#endif
 
 typedef struct fe_map {
     int experts, ranks, homes;

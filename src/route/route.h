@@ -21,6 +21,7 @@ typedef struct fe_shape {
     ferry_overflow overflow;
     bool packed;      /* LATENCY: as in THROUGHPUT */
     bool renormalise; /* weights of choices that a mask sends nowhere are spread over the token's others */
+    ferry_order order;
 } fe_shape;
 
 /* One rank's row of counts, as it travels: header, rows per rank (a token once), rows per home. int32 each. */
@@ -36,7 +37,7 @@ FE_PURE int32_t *fe_counts_home(int32_t *counts, const fe_map *map) {
 }
 
 /* Per choice [tokens * topk]. A token's row goes out once per unit: `order` lists, for each token, the fan[t] choices that stand for
- * their unit, in the order of summation (RANK: ascending rank; EXPERT, SLOTS: choice order). */
+ * their unit, in the order of summation (RANK: the shape's order; EXPERT, SLOTS: choice order). */
 typedef struct fe_table {
     int32_t *home;  /* -1: none */
     int32_t *slot;  /* row slot at the home's rank; -1: none, or dropped */
@@ -105,17 +106,17 @@ FE_PURE int64_t fe_topk_at(const ferry_tensor *idx, int64_t token, int64_t choic
 FE_PURE void fe_renormalise(const fe_shape *s, const ferry_tensor *idx, const int32_t *home, float *weight,
                             int64_t token) {
     float all = 0, left = 0;
-    bool lost = false;
+    bool missing = false;
     for (int k = 0; k < s->topk; k++) {
         if (fe_topk_at(idx, token, k) < 0) continue;
         all += weight[k];
         if (home[k] >= 0)
             left += weight[k];
         else
-            lost = true;
+            missing = true;
     }
     float scale = left != 0 ? all / left : 0;
-    for (int k = 0; lost && k < s->topk; k++) weight[k] = home[k] < 0 ? 0 : fe_f32_canonical(weight[k] * scale);
+    for (int k = 0; missing && k < s->topk; k++) weight[k] = home[k] < 0 ? 0 : fe_f32_canonical(weight[k] * scale);
 }
 
 /* Fills home, order, fan and counts. FERRY_INVALID names the index that is no expert; idx has explicit strides. */

@@ -1,7 +1,7 @@
 /* Who is late, and whose fault it is: a rank that waits itself is not to blame for being late. */
 #include "base/log.h"
 #include "watch/calls.h"
-#include "watch/watch.h"
+#include "watch/hang.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -19,12 +19,12 @@ static bool cell_reached(const void *what) {
 
 #define LOOK_NS 50000000 /* a rank that is so late may have gone another way */
 
-/* Waits for one rank's cell. *differs: it has made another call than this rank, and will not come. */
+/* Waits, past spinning, for one rank's cell. *differs: it has made another call than this rank, and will not come. */
 static fe_waited await_cell(const fe_watch *watch, const awaited *a, int rank, int64_t deadline, const char *step,
                             ferry_status *differs) {
     for (int64_t now = fe_now_ns();; now = fe_now_ns()) {
         bool last = deadline - now <= LOOK_NS;
-        fe_waited waited = fe_watch_wait(watch, cell_reached, a, last ? deadline : now + LOOK_NS);
+        fe_waited waited = fe_watch_rest(watch, cell_reached, a, last ? deadline : now + LOOK_NS);
         if (waited != FE_LATE) return waited;
         *differs = fe_calls_compare(watch, rank, step);
         if (*differs != FERRY_OK || last) return FE_LATE;
@@ -32,7 +32,7 @@ static fe_waited await_cell(const fe_watch *watch, const awaited *a, int rank, i
 }
 
 /* State letter of /proc/PID/stat (proc(5)): after the last ')' of the command name. */
-static fe_fate process_fate(int pid) {
+fe_fate fe_process_fate(int pid) {
     char path[32], text[512];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     FILE *file = fopen(path, "re");
@@ -50,7 +50,7 @@ typedef enum weight { WAITING = 1, BUSY = 2, GONE = 3 } weight; /* how sure we a
 fe_fate fe_watch_fate(const fe_heap *heap, int rank) {
     const fe_control *control = fe_heap_control(heap, rank);
     if (atomic_load(&control->council.left)) return FE_LEFT;
-    return control->pid == fe_heap_control(heap, heap->rank)->pid ? FE_ALIVE : process_fate(control->pid);
+    return control->pid == fe_heap_control(heap, heap->rank)->pid ? FE_ALIVE : fe_process_fate(control->pid);
 }
 
 static weight guilt(const fe_heap *heap, int rank, fe_fate *why) {
@@ -114,6 +114,8 @@ ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t ep
         if (used < sizeof names)
             used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", text);
     }
+    fe_recorder_verdict(watch->recorder, step, epoch, seen, heap->ranks);
+    if (watch->recorder && watch->dump_dir) fe_hang_dump(heap, watch->dump_dir);
     return fe_fail(FERRY_TIMEOUT, "rank %d waited %lld ms in %s for %s", heap->rank,
                    (long long)(watch->timeout_ns / 1000000), step, used ? names : "a rank that came just now");
 }
@@ -125,16 +127,19 @@ static ferry_status ended(const fe_heap *heap, const char *step, int rank) {
     return fe_watch_ended(heap, during);
 }
 
-ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step) {
+ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step,
+                            fe_step *record) {
     const fe_heap *heap = watch->heap;
     int64_t deadline = 0;
     for (int r = 0; r < heap->ranks; r++) {
         if (!fe_heap_hears(heap, kind, r)) continue;
         awaited a = {fe_heap_cell(heap, heap->rank, kind, half, r), epoch};
-        if (cell_reached(&a)) continue;
+        if (fe_watch_spin(watch, cell_reached, &a)) continue;
+        uint64_t since = watch->recorder ? fe_recorder_now(watch->recorder) : 0;
         if (!deadline) deadline = fe_now_ns() + watch->timeout_ns;
         ferry_status differs = FERRY_OK;
         fe_waited waited = await_cell(watch, &a, r, deadline, step, &differs);
+        fe_recorder_waited(watch->recorder, record, r, since);
         if (differs != FERRY_OK) return differs;
         if (waited == FE_LATE) {
             uint64_t seen[FERRY_MAX_RANKS] = {0};

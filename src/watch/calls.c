@@ -8,7 +8,7 @@ void fe_calls_note(const fe_heap *heap, uint64_t call) {
 }
 
 void fe_calls_forget(const fe_heap *heap) {
-    atomic_store(&fe_heap_control(heap, heap->rank)->calls, 0);
+    atomic_store_explicit(&fe_heap_control(heap, heap->rank)->calls, 0, memory_order_release);
 }
 
 /* Call `number` of a rank that has made `calls`; 0: it is not kept any more, or was just written over. */

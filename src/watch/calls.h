@@ -9,8 +9,7 @@
 
 /* A call as one word, other than 0, that is the same on every rank; fe_watch.describe puts it in words. */
 void fe_calls_note(const fe_heap *heap, uint64_t call);
-
-/* A new era: what was called before is forgotten, while nobody compares. */
+/* The log begins anew: nobody waits for this rank. */
 void fe_calls_forget(const fe_heap *heap);
 
 /* FERRY_MISMATCH, when this rank and a near one, whose note is missing, have made different calls at the same place; the sentence names

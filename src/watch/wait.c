@@ -13,8 +13,11 @@ ferry_status fe_watch_init(fe_watch *watch, const fe_heap *heap, int timeout_ms)
     int threads =
         heap->near_ranks * (heap->hosts.count > 1 ? 2 : 1); /* with several hosts each has a proxy that polls */
     FE_TRY(fe_env_number(FE_ENV_FERRY_SPIN, threads > fe_cores() ? 0 : 100, 0, 1000000, &spin));
-    *watch = (fe_watch){.heap = heap, .timeout_ns = (int64_t)timeout_ms * 1000000, .spin = (int)spin};
-    return FERRY_OK;
+    *watch = (fe_watch){.heap = heap,
+                        .timeout_ns = (int64_t)timeout_ms * 1000000,
+                        .spin = (int)spin,
+                        .dump_dir = fe_env_text(FE_ENV_FERRY_DUMP_DIR)};
+    return fe_recorder_open(heap, &watch->recorder);
 }
 
 /* Who is at an agreement is no longer called to it. */
@@ -47,12 +50,20 @@ static fe_waited wait_slowly(const fe_watch *watch, fe_ready_fn ready, const voi
     }
 }
 
-fe_waited fe_watch_wait(const fe_watch *watch, fe_ready_fn ready, const void *what, int64_t deadline) {
-    fe_control *mine = fe_heap_control(watch->heap, watch->heap->rank);
+bool fe_watch_spin(const fe_watch *watch, fe_ready_fn ready, const void *what) {
     for (int i = 0; i <= watch->spin; i++) {
-        if (ready(what)) return FE_ARRIVED;
+        if (ready(what)) return true;
         if (i < watch->spin) fe_pause();
     }
+    return false;
+}
+
+fe_waited fe_watch_wait(const fe_watch *watch, fe_ready_fn ready, const void *what, int64_t deadline) {
+    return fe_watch_spin(watch, ready, what) ? FE_ARRIVED : fe_watch_rest(watch, ready, what, deadline);
+}
+
+fe_waited fe_watch_rest(const fe_watch *watch, fe_ready_fn ready, const void *what, int64_t deadline) {
+    fe_control *mine = fe_heap_control(watch->heap, watch->heap->rank);
     atomic_fetch_add(&mine->waiting, 1);
     fe_waited waited = wait_slowly(watch, ready, what, false, deadline);
     atomic_fetch_sub(&mine->waiting, 1);

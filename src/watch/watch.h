@@ -3,12 +3,14 @@
 #ifndef FERRY_WATCH_WATCH_H
 #define FERRY_WATCH_WATCH_H
 
-#include "heap/heap.h"
+#include "watch/recorder.h"
 
 typedef struct fe_watch {
     const fe_heap *heap;
     int64_t timeout_ns;
-    int spin; /* pauses before the first yield; 0 where ranks outnumber cores */
+    fe_recorder *recorder; /* NULL: nothing is recorded */
+    const char *dump_dir;  /* FERRY_DUMP_DIR; NULL: none */
+    int spin;              /* pauses before the first yield; 0 where ranks outnumber cores */
     /* What the network has to say of a far rank; NULL: nothing, or there is no network. The text lives as long as `far`. */
     const char *(*trouble)(const void *far, int rank);
     const void *far;
@@ -16,7 +18,7 @@ typedef struct fe_watch {
     void (*describe)(uint64_t call, char *text, size_t size);
 } fe_watch;
 
-/* Reads FERRY_SPIN. */
+/* Opens the recorder. Reads FERRY_SPIN, FERRY_DUMP_DIR. */
 ferry_status fe_watch_init(fe_watch *watch, const fe_heap *heap, int timeout_ms);
 
 /* True when the thing waited for is there. Must load with acquire. */
@@ -26,14 +28,20 @@ typedef enum fe_waited { FE_ARRIVED, FE_LATE, FE_ABORTED } fe_waited;
 
 /* deadline: by fe_now_ns(). */
 fe_waited fe_watch_wait(const fe_watch *watch, fe_ready_fn ready, const void *what, int64_t deadline);
+/* Its two parts, for who looks at no clock before spinning has been in vain. */
+bool fe_watch_spin(const fe_watch *watch, fe_ready_fn ready, const void *what);
+fe_waited fe_watch_rest(const fe_watch *watch, fe_ready_fn ready, const void *what, int64_t deadline);
 
 /* The same at an agreement, to which nobody need call any more: only an abort ends it early. */
 fe_waited fe_watch_wait_on(const fe_watch *watch, fe_ready_fn ready, const void *what, int64_t deadline);
 
-/* Waits until the cell [kind][half] in this rank's heap of every rank that says such notes to it has reached epoch. `step` is what the sentence calls it. */
-ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step);
+/* Waits until the cell [kind][half] in this rank's heap of every rank that says such notes to it has reached epoch. `step` is what the sentence calls it;
+ * `record` its record, or NULL. */
+ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint64_t epoch, const char *step,
+                            fe_step *record);
 
-/* FERRY_TIMEOUT, with a sentence that names whose fault it is: of the ranks that have not reached the epoch, by what was seen of each. */
+/* FERRY_TIMEOUT, with a sentence that names whose fault it is: of the ranks that have not reached the epoch, by what was seen of each. Writes the
+ * table of who waits for whom where FERRY_DUMP_DIR says. */
 ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t epoch, const uint64_t *seen);
 
 /* Cell `cell` and whatever else was just written to `rank` is to be noticed: wakes its sleepers. Call after a sequentially consistent store
@@ -62,5 +70,7 @@ void fe_watch_leave(const fe_heap *heap);
 /* What can be seen of a rank's process. A rank of this process is ALIVE. */
 typedef enum fe_fate { FE_ALIVE, FE_STOPPED, FE_DEAD, FE_LEFT } fe_fate;
 fe_fate fe_watch_fate(const fe_heap *heap, int rank);
+/* Of a process; FE_ALIVE where we may not look. */
+fe_fate fe_process_fate(int pid);
 
 #endif

@@ -96,6 +96,16 @@ python_package() { # the wheel, as its users get it, beside Debian's NumPy and P
         "$venv/bin/pip" install 'numpy<2' 'ml_dtypes<0.5' build/python/*.whl # Debian's PyTorch is of NumPy 1
 }
 
+python_sdist() { # what an sdist brings is enough for the same wheel
+    "$venv/bin/pip" install build && "$venv/bin/python" -m build --sdist -o build/python/sdist python &&
+        CMAKE_BUILD_PARALLEL_LEVEL=$jobs CMAKE_ARGS="-DFERRY_CUDA=OFF" \
+            "$venv/bin/pip" wheel --no-deps -w build/python/sdist build/python/sdist/*.tar.gz || return 1
+    for wheel in build/python/*.whl build/python/sdist/*.whl; do
+        "$venv/bin/python" -m zipfile -l "$wheel" | awk 'NR > 1 { print $1 }' | sort >"$wheel.names"
+    done
+    diff build/python/*.names build/python/sdist/*.names
+}
+
 python() {
     printf '\n==== python\n'
     begun=$(date +%s)
@@ -111,6 +121,7 @@ python() {
         [ "$bad" -eq 0 ] || broken="$broken
 $(sed -n 's/^\(FAILED\|ERROR\) \([^ ]*\).*/  python: \2/p' "$log")"
         [ -n "$good" ] || count "python: pytest" 1
+        step "python: sdist" python_sdist
     fi
     echo "python took $(($(date +%s) - begun)) s"
 }

@@ -185,7 +185,7 @@ static ferry_status another(exchange *x, const char *name, ferry_stream *stream)
     if (strcmp(name, "combine") == 0 && x->route) {
         ferry_combine_in in = FERRY_COMBINE_IN_INIT;
         ferry_combine_out out = FERRY_COMBINE_OUT_INIT;
-        ferry_status status = ferry_combine_buffer(x->route, FERRY_BF16, 16, &in.rows);
+        ferry_status status = ferry_combine_buffer(x->route, FERRY_BF16, 16, &in.rows, NULL);
         out.rows = ferry_tensor_2d(exchange_own(x, (size_t)x->tokens * 32), FERRY_BF16, x->tokens, 16);
         return status == FERRY_OK ? ferry_combine(x->route, &in, &out, NULL, stream) : status;
     }

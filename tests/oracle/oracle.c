@@ -381,11 +381,12 @@ void oracle_row_data(const oracle *o, const oracle_row *row, uint8_t *data, uint
     }
 }
 
-/* Is this choice the first of the token's that brings this row back? RANK: a row per rank; otherwise one per expert. */
-static bool first_of_row(const oracle *o, int source, int token, int choice) {
+/* Is this choice the one of the token's that brings this row back: the first, or in FERRY_ORDER_CHOICE the last? RANK: a row per rank;
+ * otherwise one per expert. */
+static bool brings_row(const oracle *o, int source, int token, int choice, bool last) {
     int64_t slot, other;
     int rank = oracle_place(o, source, token, choice, &slot);
-    for (int c = 0; c < choice; c++)
+    for (int c = last ? choice + 1 : 0; c < (last ? o->config.topk : choice); c++)
         if (oracle_place(o, source, token, c, &other) == rank && other == slot) return false;
     return true;
 }
@@ -417,12 +418,15 @@ static int sum_host(const oracle *o, const oracle_combine *m, int source, int to
         }
         return rows;
     }
-    /* RANK goes through the ranks in ascending order; the others have one pass in choice order. */
-    bool by_rank = o->config.layout == FERRY_LAYOUT_RANK;
+    /* RANK goes through the ranks in ascending order, or through the choices like the others. */
+    bool rank_layout = o->config.layout == FERRY_LAYOUT_RANK,
+         last = rank_layout && o->config.order == FERRY_ORDER_CHOICE;
+    bool by_rank = rank_layout && !last;
     for (int r = 0; r < (by_rank ? o->config.ranks : 1); r++)
         for (int c = 0; c < topk; c++) {
             int rank = oracle_place(o, source, token, c, &slot);
-            if (rank < 0 || host_of(o, rank) != host || (by_rank && rank != r) || !first_of_row(o, source, token, c))
+            if (rank < 0 || host_of(o, rank) != host || (by_rank && rank != r) ||
+                !brings_row(o, source, token, c, last))
                 continue;
             add_row(m, rank, slot, NULL, sum, row);
             rows++;

@@ -16,7 +16,8 @@ typedef struct oracle_config {
     int64_t expert_capacity; /* 0: none */
     int64_t rank_capacity;   /* 0: none */
     bool packed;
-    int columns; /* of a dispatched row */
+    ferry_order order; /* RANK, unweighted */
+    int columns;       /* of a dispatched row */
     ferry_dtype dtype;
     size_t scale_bytes; /* carried scales of a row; 0: none */
     ferry_cast cast;

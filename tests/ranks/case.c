@@ -63,6 +63,7 @@ xcase case_draw(uint64_t seed, bool processes) {
     c.lost = chance(&s, 15) ? pick(&s, 1, 2) : 0;
     c.alive = pick(&s, 0, 1);
     c.renorm = pick(&s, 0, 1);
+    c.order = chance(&s, 40);
     case_fix(&c);
     return c;
 }
@@ -99,6 +100,7 @@ void case_fix(xcase *c) {
     if (c->layout == FERRY_LAYOUT_RANK) c->expert_cap = 0;
     if (c->layout == FERRY_LAYOUT_SLOTS) c->rank_cap = 0;
     if (c->mode != FERRY_LATENCY || c->layout == FERRY_LAYOUT_EXPERT) c->packed = 0;
+    if (c->layout != FERRY_LAYOUT_RANK) c->order = 0;
     if (c->dtype != FERRY_BF16) c->cast = 0;
     int64_t unit = c->dtype == FERRY_BYTES || c->dtype == FERRY_E4M3 ? 16 : 8; /* rows of 16 bytes' multiples */
     if (c->dtype == FERRY_FP32 && c->in_type == FERRY_FP32) unit = 4;

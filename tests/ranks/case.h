@@ -54,7 +54,8 @@
     X(alive, 0)  /* 1: those are masked by the others, and not dead */                                        \
     X(renorm, 0) /* 1: their experts' weights are spread over the other choices */                            \
     X(loser, 0)  /* 1 + the one that is lost; 0: any */                                                       \
-    X(again, 0)  /* other data of the same shapes, for a later step of the same group */
+    X(again, 0)  /* other data of the same shapes, for a later step of the same group */                      \
+    X(order, 0)  /* ferry_order */
 
 typedef struct xcase {
 #define CASE_FIELD(name, smallest) int64_t name;

@@ -204,6 +204,7 @@ bool case_build(const xcase *c, const case_choices *given, case_data *d) {
         .expert_capacity = c->expert_cap,
         .rank_capacity = c->rank_cap,
         .packed = c->packed != 0,
+        .order = (ferry_order)c->order,
         .columns = (int)c->columns,
         .dtype = (ferry_dtype)c->dtype,
         .scale_bytes = (size_t)c->scales * 4,

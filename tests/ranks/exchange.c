@@ -229,6 +229,7 @@ static bool make_route(exchange *x, bool *overflow) {
     cfg->overflow = (ferry_overflow)c->drop;
     cfg->packed = (int)c->packed;
     cfg->renormalise = (int)c->renorm;
+    cfg->order = (ferry_order)c->order;
     ranks_step(x->env, "ferry_route_create");
     *overflow = !c->drop && oracle_dropped(x->d->oracle[0]) > 0;
     if (*overflow) return check_overflow(x, ferry_route_create(x->group, cfg, &x->route, x->stream));
@@ -363,7 +364,8 @@ bool exchange_lose(exchange *x) {
 /* A rank that is lost does nothing, and if it lives is there until the others are through. */
 static bool live_on(exchange *x) {
     bool lost = x->d->masked[x->rank], lives = x->c->alive;
-    bool good = lost || ((!x->c->lost || exchange_lose(x)) && exchange_step(x) && exchange_barrier(x));
+    bool good = lost || ((!x->c->lost || exchange_lose(x)) && exchange_step(x) && exchange_check_counters(x) &&
+                         exchange_barrier(x));
     if (!good && x->group) ferry_group_abort(x->group);
     if (lost && !lives) exchange_close(x);
     return (!lives || ranks_meet(x->env)) && good;

@@ -86,6 +86,7 @@ bool exchange_prepare_dispatch(exchange *x, int round);
 bool exchange_check_dispatch(exchange *x, int round);
 bool exchange_prepare_combine(exchange *x, int round);
 bool exchange_check_combine(exchange *x, int round);
+bool exchange_check_counters(exchange *x); /* after the group's first exchange_step */
 
 /* A run of one rank: begin, open, steps (each a route, its dispatches and its combines; use and done in between), a barrier, end. */
 exchange *exchange_begin(rank_env *env, const case_data *d, int rank);

@@ -9,7 +9,8 @@ static bool back_rows(exchange *x, flight *f) {
     if (c->back == 0) {
         f->back.rows = f->out.rows;
     } else if (c->back == 1) {
-        X_OK(x, ferry_combine_buffer(x->route, type, c->columns, &f->back.rows));
+        X_OK(x, ferry_combine_buffer(x->route, type, c->columns, &f->back.rows, x->stream));
+        if (x->stream) X_OK(x, ferry_stream_sync(x->stream)); /* the host is what writes there */
     } else {
         void *memory = NULL;
         int64_t slack = c->back == 3 ? c->slack : 0;

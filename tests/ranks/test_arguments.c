@@ -203,6 +203,7 @@ static bool wrong_routes(rank_env *env, world *w) {
     WRONG_ROUTE("expert_capacity", cfg.expert_capacity = -1);
     WRONG_ROUTE("rank_capacity", cfg.rank_capacity = -1);
     WRONG_ROUTE("packed", cfg.packed = 2);
+    WRONG_ROUTE("order", cfg.order = (ferry_order)2);
     WRONG_ROUTE("overflow", cfg.overflow = (ferry_overflow)2);
     REFUSED(env, "", ferry_route_create(NULL, &w->route, &route, NULL));
     REFUSED(env, "", ferry_route_create(w->g, NULL, &route, NULL));
@@ -300,10 +301,10 @@ static bool wrong_combines(rank_env *env, world *w, ferry_route *route) {
     REFUSED(env, "", ferry_combine(route, NULL, &w->out, NULL, NULL));
     REFUSED(env, "", ferry_combine(route, &w->back, NULL, NULL, NULL));
     REFUSED(env, "", ferry_combine_recv(route, &w->out, NULL));
-    REFUSED(env, "", ferry_combine_buffer(route, FERRY_E4M3, 16, &view));
-    REFUSED(env, "", ferry_combine_buffer(route, FERRY_BF16, 24, &view));
-    REFUSED(env, "", ferry_combine_buffer(route, FERRY_BF16, 16, NULL));
-    REFUSED(env, "", ferry_combine_buffer(NULL, FERRY_BF16, 16, &view));
+    REFUSED(env, "", ferry_combine_buffer(route, FERRY_E4M3, 16, &view, NULL));
+    REFUSED(env, "", ferry_combine_buffer(route, FERRY_BF16, 24, &view, NULL));
+    REFUSED(env, "", ferry_combine_buffer(route, FERRY_BF16, 16, NULL, NULL));
+    REFUSED(env, "", ferry_combine_buffer(NULL, FERRY_BF16, 16, &view, NULL));
     return true;
 }
 

@@ -352,6 +352,42 @@ static void test_late_on_a_stream(void **state) {
     RANKS_ASSERT(RANKS_PROCESSES, RANKS, late_stream_rank, NULL);
 }
 
+/* An index that is no expert, on a stream and with nobody waiting: told by ferry_group_error though nobody has synced, then by the sync, once;
+ * the step goes on without the choice, and so does the group. */
+static bool wrong_index_rank(rank_env *env) {
+    ferry_group_config cfg = ranks_config(4, 16, 8, 2);
+    ferry_route_config rc = FERRY_ROUTE_CONFIG_INIT;
+    ferry_group *g;
+    ferry_stream *stream;
+    ferry_route *route;
+    int64_t *idx = ranks_new(env, 2 * sizeof *idx);
+    bool mine = env->rank == VICTIM;
+    if (!ranks_group(env, &cfg, &g)) return false;
+    RANK_OK(env, ferry_stream_create(g, &stream));
+    idx[0] = env->rank;
+    idx[1] = mine ? 4 : -1;
+    rc.topk_idx = ferry_tensor_2d(idx, FERRY_INT64, 1, 2);
+    rc.layout = FERRY_LAYOUT_RANK;
+    rc.mode = FERRY_LATENCY;
+    RANK_OK(env, ferry_route_create(g, &rc, &route, stream));
+    while (!ferry_stream_idle(stream)) nap_ms(1);
+    RANK_STATUS(env, mine ? FERRY_INVALID : FERRY_OK, ferry_group_error(g));
+    RANK_STATUS(env, mine ? FERRY_INVALID : FERRY_OK, ferry_stream_sync(stream));
+    RANK_OK(env, ferry_stream_sync(stream));
+    RANK_OK(env, ferry_barrier(g, stream));
+    RANK_OK(env, ferry_stream_sync(stream));
+    ferry_route_destroy(route);
+    ferry_stream_destroy(stream);
+    ferry_group_destroy(g);
+    return true;
+}
+
+static void test_wrong_index_on_a_stream(void **state) {
+    (void)state;
+    RANKS_ASSERT(RANKS_THREADS, RANKS, wrong_index_rank, NULL);
+    RANKS_ASSERT(RANKS_PROCESSES, RANKS, wrong_index_rank, NULL);
+}
+
 /* ------------------------------------------------------------------------------------------------------------------
  * Abort
  * ---------------------------------------------------------------------------------------------------------------- */
@@ -526,6 +562,7 @@ int main(void) {
         cmocka_unit_test(test_a_rank_that_is_killed),
         cmocka_unit_test(test_a_rank_that_is_stopped),
         cmocka_unit_test(test_late_on_a_stream),
+        cmocka_unit_test(test_wrong_index_on_a_stream),
         cmocka_unit_test(test_abort_wakes_all),
         cmocka_unit_test(test_nothing_leaks),
         cmocka_unit_test(test_no_shared_memory_after_kill),

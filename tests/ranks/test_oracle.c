@@ -148,6 +148,36 @@ static void check_sum(const oracle *o, bool weighted, int source, int token, flo
     assert_memory_equal(back, wanted_weights, sizeof back);
 }
 
+/* A row of one float for each rank, of which only the order tells the sum. */
+static void answer_far_apart(void *context, int rank, int64_t slot, uint8_t *data) {
+    static const float y[] = {1, 1e8f, -1e8f};
+    (void)context, (void)slot;
+    memcpy(data, &y[rank], sizeof y[rank]);
+}
+
+static void test_order(void **state) {
+    (void)state;
+    const int64_t choices[] = {0, 2, 4, 1}; /* ranks 0, 1, 2, 0 */
+    const oracle_tokens tokens[3] = {{.tokens = 1, .topk_idx = choices}, {0}, {0}};
+    for (int order = FERRY_ORDER_RANK; order <= FERRY_ORDER_CHOICE; order++) {
+        oracle_config config = {.ranks = 3,
+                                .experts = 6,
+                                .topk = 4,
+                                .max_tokens = 1,
+                                .layout = FERRY_LAYOUT_RANK,
+                                .columns = 4,
+                                .dtype = FERRY_FP32,
+                                .order = (ferry_order)order};
+        oracle *o = oracle_new(&config, tokens);
+        assert_non_null(o);
+        oracle_combine m = {.columns = 1, .in_type = FERRY_FP32, .out_type = FERRY_FP32, .row = answer_far_apart};
+        float out, scratch[2];
+        oracle_combine_token(o, &m, 0, 0, (uint8_t *)&out, NULL, scratch);
+        assert_true(out == (order == FERRY_ORDER_RANK ? 0 : 1)); /* (1 + 1e8) - 1e8, and (1e8 - 1e8) + 1 */
+        oracle_free(o);
+    }
+}
+
 static void test_combine(void **state) {
     (void)state;
     oracle *o = make(FERRY_LAYOUT_EXPERT, FERRY_THROUGHPUT, 0, 0, 0); /* rank 0: slots 0..3, rank 1: slots 0, 1 */
@@ -220,10 +250,10 @@ static void test_casts(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rank_layout),  cmocka_unit_test(test_expert_layout),
-        cmocka_unit_test(test_slots_layout), cmocka_unit_test(test_capacities),
-        cmocka_unit_test(test_combine),      cmocka_unit_test(test_copies_take_turns),
-        cmocka_unit_test(test_casts),
+        cmocka_unit_test(test_rank_layout),       cmocka_unit_test(test_expert_layout),
+        cmocka_unit_test(test_slots_layout),      cmocka_unit_test(test_capacities),
+        cmocka_unit_test(test_combine),           cmocka_unit_test(test_order),
+        cmocka_unit_test(test_copies_take_turns), cmocka_unit_test(test_casts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,13 +11,15 @@ typedef struct far_case {
     fe_heap heap;
     fe_inbox inbox;
     int host_of[4], index_of[4], rank_at[4];
-    char *base[4], *space[4];
+    char *base[4], *space[4], *post[4];
     int replies, answers, stops;
     fe_mail reply; /* the last */
-    void *memory;
+    void *memory, *device;
 } far_case;
 
 far_case *far_case_new(void); /* NULL: no memory */
+/* A device's, whose space the network does not reach; the caller's verbs. */
+far_case *far_case_staged(const fe_memory *memory);
 /* As new, without the cost. false: no memory. */
 bool far_case_reset(far_case *c);
 void far_case_free(far_case *c);

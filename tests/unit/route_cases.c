@@ -33,10 +33,10 @@ const char *route_plan_text(const plan *p) {
     static char text[512];
     int used = snprintf(text, sizeof text,
                         "FERRY_TEST_SEED=%llu: layout=%d mode=%d ranks=%d experts=%d copies=%d topk=%d max_tokens=%d "
-                        "alignment=%d expert_capacity=%lld rank_capacity=%lld strides=%d int%d tokens=",
+                        "alignment=%d expert_capacity=%lld rank_capacity=%lld strides=%d int%d order=%d tokens=",
                         (unsigned long long)p->seed, p->layout, p->mode, p->ranks, p->experts, p->copies, p->topk,
                         p->max_tokens, p->alignment, (long long)p->expert_capacity, (long long)p->rank_capacity,
-                        p->stride_kind, p->wide ? 64 : 32);
+                        p->stride_kind, p->wide ? 64 : 32, p->order);
     for (int r = 0; r < p->ranks; r++)
         used += snprintf(text + used, sizeof text - (size_t)used, "%s%d", r ? "," : "", p->tokens[r]);
     return text;
@@ -100,6 +100,7 @@ void route_draw(plan *p, uint64_t seed) {
     if (p->layout != FERRY_LAYOUT_SLOTS && chance(s, 30)) p->rank_capacity = pick_log(s, 1, 400);
     p->stride_kind = chance(s, 40) ? CONTIGUOUS : pick(s, 0, STRIDE_KINDS - 1);
     p->wide = chance(s, 50);
+    p->order = p->layout == FERRY_LAYOUT_RANK && chance(s, 50) ? FERRY_ORDER_CHOICE : FERRY_ORDER_RANK;
     draw_choices(p, s);
 }
 
@@ -155,7 +156,8 @@ void route_make_member(world *w, int rank) {
                           .alignment = p->alignment,
                           .expert_capacity = p->expert_capacity,
                           .rank_capacity = p->rank_capacity,
-                          .overflow = FERRY_OVERFLOW_DROP};
+                          .overflow = FERRY_OVERFLOW_DROP,
+                          .order = p->order};
     size_t tokens = (size_t)p->tokens[rank], choices = tokens * (size_t)p->topk, units = (size_t)fe_units(&m->shape);
     size_t blocks = (size_t)fe_local_units(&m->shape) * (size_t)p->ranks;
     m->table = (fe_table){.home = route_make(choices, sizeof(int32_t)),

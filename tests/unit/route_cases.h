@@ -24,6 +24,7 @@ typedef struct plan {
     uint64_t seed;
     int ranks, experts, topk, max_tokens, alignment, stride_kind;
     bool copies, wide; /* wide: int64 indices */
+    ferry_order order;
     ferry_layout layout;
     ferry_mode mode;
     int64_t expert_capacity, rank_capacity;

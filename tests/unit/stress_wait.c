@@ -109,7 +109,7 @@ static void hear(walker *w, uint64_t n) {
     fe_waited waited = FE_ARRIVED;
     for (int source = 0; waited == FE_ARRIVED && source < RANKS; source++) waited = wait_in_time(w, source, kind, n);
     if (waited == FE_LATE) complain(w, n, "slept through a note");
-    if (waited == FE_ARRIVED && fe_watch_cells(&watch, kind, (int)(n & 1), n, "a round") != FERRY_OK)
+    if (waited == FE_ARRIVED && fe_watch_cells(&watch, kind, (int)(n & 1), n, "a round", NULL) != FERRY_OK)
         complain(w, n, ferry_last_error());
 }
 

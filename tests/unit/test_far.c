@@ -189,6 +189,74 @@ static void test_mail(void **state) {
     far_case_free(c);
 }
 
+/* ---- a space that the device alone reaches ---- */
+
+static int errands;
+
+static ferry_status copy_bytes(const fe_heap *heap, void *to, const void *from, size_t bytes) {
+    (void)heap;
+    memcpy(to, from, bytes);
+    return FERRY_OK;
+}
+
+static ferry_status on_word(const fe_heap *heap, fe_errand errand, uint64_t at, uint64_t value, uint64_t expected,
+                            uint64_t *old) {
+    uint64_t *word = fe_near(heap, heap->rank, at);
+    (void)expected;
+    errands++;
+    *old = *word;
+    *word = errand == FE_ADD ? *word + value : value;
+    return FERRY_OK;
+}
+
+static const fe_memory device_memory = {.copy = copy_bytes, .word = on_word};
+
+static bool ask(far_case *c, uint64_t number, fe_errand errand, uint64_t at, uint64_t value) {
+    *far_case_mail(c, 2) = (fe_mail){.number = number, .errand = errand, .at = at, .value = value};
+    return say(c, FE_MAIL, 0, 0, 2);
+}
+
+static void test_mail_for_a_device(void **state) {
+    (void)state;
+    far_case *c = far_case_staged(&device_memory);
+    assert_non_null(c);
+    const fe_heap *heap = &c->heap;
+    uint64_t at = heap->user_at + 64;
+    memcpy(fe_post(heap, 1, fe_room_parcel(heap, false, 2)), "from afar", 10);
+    assert_true(ask(c, 1, FE_STOW, at, 10));
+    assert_memory_equal(fe_near(heap, 1, at), "from afar", 10);
+    assert_true(ask(c, 2, FE_FETCH, at + 5, 5));
+    assert_memory_equal(fe_post(heap, 1, fe_room_parcel(heap, true, 2)), "afar", 5);
+    errands = 0;
+    assert_true(ask(c, 3, FE_ADD, at + 64, 7));
+    assert_true(ask(c, 4, FE_SET, at + 64, 9));
+    assert_int_equal(errands, 2);
+    assert_int_equal(c->reply.old, 7);
+    const struct {
+        uint64_t at, bytes;
+    } wrong[] = {
+        {heap->space_at - 8, 8}, {heap->body_at, 8}, {heap->space_bytes - 4, 8}, {at, FE_PARCEL + 1}, {at, UINT64_MAX}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        assert_false(ask(c, 10 + i, FE_STOW, wrong[i].at, wrong[i].bytes));
+        assert_int_equal(c->reply.refused, 1);
+    }
+    far_case_free(c);
+    c = far_case_new(); /* where the network reaches the space, ranges are none of its owner's business */
+    assert_non_null(c);
+    assert_false(ask(c, 1, FE_STOW, c->heap.user_at, 8));
+    far_case_free(c);
+}
+
+/* A slot's turn says whose it is, round after round, from memory that began as zeros. */
+static void test_turns_of_kernel_orders(void **state) {
+    (void)state;
+    for (uint64_t at = 0; at < 5 * FE_KERNEL_ORDERS; at += FE_KERNEL_ORDERS - 1) {
+        uint32_t writers = fe_kernel_turn(at), readers = writers + 1;
+        assert_int_equal(fe_kernel_turn(at + FE_KERNEL_ORDERS), readers + 1);
+        assert_int_equal(fe_kernel_turn(at % FE_KERNEL_ORDERS), 0);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_immediate),
@@ -197,6 +265,8 @@ int main(void) {
         cmocka_unit_test(test_a_letter_waits_for_its_chunks),
         cmocka_unit_test(test_nonsense_is_refused),
         cmocka_unit_test(test_mail),
+        cmocka_unit_test(test_mail_for_a_device),
+        cmocka_unit_test(test_turns_of_kernel_orders),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -67,12 +67,40 @@ static bool check_choice(const world *w, const oracle *o, int rank, int token, i
     return true;
 }
 
+/* The choice that stands for the rank whose last one is k, or -1 where k is no rank's last. */
+static int stands_for_last(const world *w, const int32_t *home, int k) {
+    const int32_t *rank_of = w->map.home_rank;
+    int first = 0;
+    if (home[k] < 0) return -1;
+    for (int i = k + 1; i < w->plan->topk; i++)
+        if (home[i] >= 0 && rank_of[home[i]] == rank_of[home[k]]) return -1;
+    while (home[first] < 0 || rank_of[home[first]] != rank_of[home[k]]) first++;
+    return first;
+}
+
+/* The same where ranks stand at their last choices. */
+static bool check_order_of_choices(const world *w, int rank, int token) {
+    const plan *p = w->plan;
+    const fe_table *t = &w->rank[rank].table;
+    const int32_t *home = t->home + token * p->topk, *slot = t->slot + token * p->topk;
+    int fan = 0;
+    for (int k = 0; k < p->topk; k++) {
+        int first = stands_for_last(w, home, k);
+        if (first < 0 || slot[first] < 0) continue;
+        if (fan >= t->fan[token] || t->order[token * p->topk + fan] != first)
+            return route_wrong("rank %d token %d: order[%d] is not choice %d", rank, token, fan, first);
+        fan++;
+    }
+    return fan == t->fan[token] || route_wrong("rank %d token %d: fan %d, not %d", rank, token, t->fan[token], fan);
+}
+
 /* order and fan: the choices that stand for a unit with room, RANK by ascending rank, otherwise in choice order. */
 static bool check_order(const world *w, int rank, int token) {
     const plan *p = w->plan;
     const fe_table *t = &w->rank[rank].table;
     const int32_t *home = t->home + token * p->topk, *slot = t->slot + token * p->topk;
     bool by_rank = p->layout == FERRY_LAYOUT_RANK;
+    if (by_rank && p->order == FERRY_ORDER_CHOICE) return check_order_of_choices(w, rank, token);
     int fan = 0;
     for (int r = 0; r < (by_rank ? p->ranks : 1); r++)
         for (int k = 0; k < p->topk; k++) {

@@ -1,5 +1,5 @@
 /* ferry bench, inside: bench.c reads the options, bench_plan.c makes the inputs, bench_lane.c runs a rank, bench_floor.c the
- * plain copies and sums it is compared with, bench_far.c what crosses between hosts, bench_gpu.c has what is different on a GPU, bench_check.c compares with the oracle,
+ * plain copies and sums it is compared with, bench_far.c what crosses between hosts, bench_gpu.c has what is different on a GPU, bench_check.c compares with the oracle, bench_count.c reads the counters,
  * bench_report.c prints. */
 #ifndef FERRY_TOOL_BENCH_H
 #define FERRY_TOOL_BENCH_H
@@ -38,6 +38,13 @@ typedef struct fe_bench_options {
     const char *routes, *json, *topology, *against;
 } fe_bench_options;
 
+typedef struct fe_bench_counted { /* of one rank, by ferry_group_counters, over the whole bench */
+    bool told;
+    double rows_sent, bytes_sent, bytes_returned, rows_dropped, waits, wait_us;
+    double fullest, experts, expert_rows; /* rows of its fullest expert; how many experts it has; rows of all of them */
+    double waited_us[FE_RANKS_MAX];       /* for each rank */
+} fe_bench_counted;
+
 typedef struct fe_bench_shared { /* what ranks tell the parent */
     double flag_rtt_us;
     double
@@ -45,9 +52,10 @@ typedef struct fe_bench_shared { /* what ranks tell the parent */
     double wire_rate;             /* bytes a second of bare writes between two ranks, all ranks at once; 0: one host */
     double copy_rate;             /* GPU: bytes read and written a second by a copy inside its memory; 0: not known */
     double link_rate;             /* bytes a second from every GPU to another; 0: there is one */
-    int gpus;                     /* ranks take turns over them */
+    uint64_t card[FE_RANKS_MAX];  /* which GPU each rank is on: a number of the card's own */
     _Alignas(64) _Atomic uint32_t ping;
     _Alignas(64) _Atomic uint32_t pong;
+    fe_bench_counted counted[FE_RANKS_MAX];
     char check[FE_RANKS_MAX][FE_BENCH_SAY]; /* "" : equal to the oracle */
     double us[];                            /* [FE_M_COUNT][ranks][iters] */
 } fe_bench_shared;
@@ -144,6 +152,11 @@ bool fe_bench_check(fe_lane *lane);
 fe_floor *fe_floor_new(fe_lane *lane);
 void fe_floor_free(fe_floor *floor);
 void fe_floor_run(fe_floor *floor, fe_measure measure);
+
+/* bench_count.c: this rank's counters, to where the report finds them; and what the report says of all of them. */
+bool fe_bench_count(fe_lane *lane);
+void fe_bench_print_counted(const fe_bench *b);
+cJSON *fe_bench_json_counted(const fe_bench *b);
 
 /* bench_report.c */
 /* Sorts value[n] and returns what a share q of it does not exceed. */

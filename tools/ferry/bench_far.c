@@ -17,7 +17,8 @@ static bool count_bytes(fe_lane *lane) {
     ferry_dispatch_out out;
     if (!fe_rank_barrier(lane->self)) return false;
     double before = bytes_sent(lane);
-    if (!fe_lane_dispatch(lane, &out, lane->bench->o.deliver_topk) || !fe_rank_barrier(lane->self)) return false;
+    if (!fe_lane_dispatch(lane, &out, lane->bench->o.deliver_topk) || !fe_lane_sync(lane)) return false;
+    if (!fe_rank_barrier(lane->self)) return false;
     lane->bench->shared->wire_bytes[lane->self->rank] = bytes_sent(lane) - before;
     return fe_rank_barrier(lane->self);
 }

@@ -128,8 +128,8 @@ bool fe_gpu_measure_copy(fe_lane *lane) {
     fe_bench_shared *shared = lane->bench->shared;
     if (lane->self->rank == 0 && !(fe_memory_copy_rate(&shared->copy_rate) && fe_memory_link_rate(&shared->link_rate)))
         return fe_rank_fail(lane->self, "the GPU's copy rate could not be measured: %s", fe_memory_trouble());
-    if (lane->self->rank == 0) shared->gpus = fe_memory_use(0);
-    return fe_rank_barrier(lane->self);
+    shared->card[lane->self->rank] = fe_memory_card();
+    return fe_rank_gather(lane->self, shared->card, sizeof shared->card[0]) && fe_rank_barrier(lane->self);
 }
 
 static bool queue_batch(fe_lane *lane, fe_measure m, ferry_combine_in *in) {

@@ -69,7 +69,7 @@ bool fe_lane_back(fe_lane *lane, ferry_combine_in *in) {
     fe_bench *b = lane->bench;
     int rank = lane->self->rank, i = 0;
     *in = FERRY_COMBINE_IN_INIT;
-    FE_RANK_OK(lane->self, ferry_combine_buffer(lane->route, FERRY_BF16, b->o.hidden, &in->rows));
+    FE_RANK_OK(lane->self, ferry_combine_buffer(lane->route, FERRY_BF16, b->o.hidden, &in->rows, NULL));
     if (!b->zero_copy) in->rows.data = lane->own_back;
     while (i < 4 && lane->filled[i] && lane->filled[i] != in->rows.data) i++;
     if (i == 4) return fe_rank_fail(lane->self, "ferry_combine_buffer gave a fifth buffer");
@@ -228,7 +228,8 @@ static bool run(fe_lane *lane) {
 static bool share(fe_lane *lane) {
     fe_bench *b = lane->bench;
     size_t row = sizeof(double) * (size_t)b->o.iters;
-    bool good = fe_rank_gather(lane->self, b->shared->check, sizeof b->shared->check[0]);
+    bool good = fe_bench_count(lane) && fe_rank_gather(lane->self, b->shared->check, sizeof b->shared->check[0]) &&
+                fe_rank_gather(lane->self, b->shared->counted, sizeof b->shared->counted[0]);
     for (int m = 0; good && m < FE_M_COUNT; m++)
         good = fe_rank_gather(lane->self, b->shared->us + (size_t)m * (size_t)b->o.ranks * (size_t)b->o.iters, row);
     return good;

@@ -2,7 +2,7 @@
 #include "base/env.h"
 #include "base/os.h"
 #include "bench.h"
-#include "trace.h"
+#include "routes.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -21,7 +21,7 @@ static bool new_choices(fe_bench *b, int rank, int tokens, int64_t **ids, float 
 }
 
 /* Lines are dealt round robin: rank r gets lines r, r + ranks, ... */
-static bool deal_trace(fe_bench *b, const fe_trace *trace, char *why) {
+static bool deal_trace(fe_bench *b, const fe_routes *trace, char *why) {
     int ranks = b->o.ranks, topk = b->o.topk = trace->topk;
     for (int r = 0; r < ranks; r++) {
         int64_t *ids;
@@ -39,9 +39,9 @@ static bool deal_trace(fe_bench *b, const fe_trace *trace, char *why) {
 }
 
 static bool read_trace(fe_bench *b, char *why) {
-    fe_trace trace;
+    fe_routes trace;
     int64_t most = (int64_t)b->o.tokens * b->o.ranks;
-    if (!fe_trace_read(b->o.routes, b->o.layer, b->o.tokens ? (int)most : 1 << 24, &trace, why)) return false;
+    if (!fe_routes_read(b->o.routes, b->o.layer, b->o.tokens ? (int)most : 1 << 24, &trace, why)) return false;
     bool good = true;
     if (b->o.topk && b->o.topk != trace.topk) {
         snprintf(why, FE_RANKS_WHY, "--topk %d, but the trace has top-%d", b->o.topk, trace.topk);
@@ -53,7 +53,7 @@ static bool read_trace(fe_bench *b, char *why) {
     if (good && !b->o.experts) b->o.experts = trace.experts;
     b->o.layer = trace.layer;
     good = good && deal_trace(b, &trace, why);
-    fe_trace_free(&trace);
+    fe_routes_free(&trace);
     return good;
 }
 

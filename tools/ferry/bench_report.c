@@ -46,24 +46,36 @@ typedef struct gpu_bytes { /* that a GPU cannot do without */
     double out, in;        /* over its links */
 } gpu_bytes;
 
+/* The first rank on this one's GPU stands for it. */
+static int gpu_of(const fe_bench *b, int rank) {
+    int first = 0;
+    while (b->shared->card[first] != b->shared->card[rank]) first++;
+    return first;
+}
+
+static int count_gpus(const fe_bench *b) {
+    int count = 0;
+    for (int r = 0; r < b->o.ranks; r++) count += gpu_of(b, r) == r;
+    return count;
+}
+
 /* Each row read once and each copy written once: dispatch writes to other GPUs, combine reads from them. */
 static gpu_bytes count_gpu(const fe_bench *b, fe_measure m, int gpu) {
     gpu_bytes n = {0};
     bool there = m == FE_M_DISPATCH || m == FE_M_ROUND, back = m == FE_M_COMBINE || m == FE_M_ROUND;
-    int gpus = b->shared->gpus > 0 ? b->shared->gpus : 1;
     double sent = (double)(b->row_bytes + b->scale_bytes), returned = (double)b->back_bytes;
     for (int to = 0; to < b->o.ranks; to++) {
         const oracle_rank *rank = oracle_rank_of(b->plan, to);
-        bool here = to % gpus == gpu;
+        bool here = gpu_of(b, to) == gpu;
         if (here && there) n.memory += (double)b->tokens[to].tokens * (double)(b->in_bytes + b->in_scale_bytes);
         if (here && back) n.memory += (double)b->tokens[to].tokens * returned;
         for (int from = 0; from < b->o.ranks; from++) {
-            double rows = rank->source_rows[from], crossing = from % gpus != to % gpus ? rows : 0;
+            double rows = rank->source_rows[from], crossing = gpu_of(b, from) != gpu_of(b, to) ? rows : 0;
             if (here) n.memory += rows * ((there ? sent : 0) + (back ? returned : 0));
             if (here) n.in += there ? crossing * sent : 0;
             if (here) n.out += back ? crossing * returned : 0;
-            if (from % gpus == gpu) n.out += there ? crossing * sent : 0;
-            if (from % gpus == gpu) n.in += back ? crossing * returned : 0;
+            if (gpu_of(b, from) == gpu) n.out += there ? crossing * sent : 0;
+            if (gpu_of(b, from) == gpu) n.in += back ? crossing * returned : 0;
         }
     }
     return n;
@@ -73,7 +85,8 @@ static gpu_bytes count_gpu(const fe_bench *b, fe_measure m, int gpu) {
 static floor_of gpu_floor(const fe_bench *b, fe_measure m) {
     floor_of most = {0, NULL};
     if (m != FE_M_DISPATCH && m != FE_M_COMBINE && m != FE_M_ROUND) return most;
-    for (int gpu = 0; gpu < (b->shared->gpus > 0 ? b->shared->gpus : 1); gpu++) {
+    for (int gpu = 0; gpu < b->o.ranks; gpu++) {
+        if (gpu_of(b, gpu) != gpu) continue;
         gpu_bytes n = count_gpu(b, m, gpu);
         double memory = b->shared->copy_rate > 0 ? n.memory / b->shared->copy_rate * 1e6 : 0;
         double link = b->shared->link_rate > 0 ? fmax(n.out, n.in) / b->shared->link_rate * 1e6 : 0;
@@ -211,9 +224,10 @@ void fe_bench_print(const fe_bench *b) {
     if (b->shared->copy_rate > 0) printf("\ndevice copy %.0f GB/s read and written", b->shared->copy_rate / 1e9);
     if (b->shared->link_rate > 0)
         printf("\nlink copy %.0f GB/s out of each of %d GPUs, and as much into it", b->shared->link_rate / 1e9,
-               b->shared->gpus);
+               count_gpus(b));
     if (b->hosts > 1) print_wire(b);
     if (b->shared->flag_rtt_us > 0) printf("\nflag round trip %.2f us", b->shared->flag_rtt_us);
+    fe_bench_print_counted(b);
     printf("\ncheck: %s\n", check_text(b));
 }
 
@@ -290,7 +304,7 @@ cJSON *fe_bench_json(const fe_bench *b, int argc, char **argv) {
     for (int i = 0; i < LINES; i++) add_line(cJSON_AddObjectToObject(object, lines[i].name), b, i);
     if (b->shared->copy_rate > 0) add_number(object, "copy_gbps", b->shared->copy_rate / 1e9);
     if (b->shared->link_rate > 0) add_number(object, "link_gbps", b->shared->link_rate / 1e9);
-    if (b->shared->gpus > 0) cJSON_AddNumberToObject(object, "gpus", b->shared->gpus);
+    if (b->gpu) cJSON_AddNumberToObject(object, "gpus", count_gpus(b));
     if (b->hosts > 1) {
         cJSON *far = cJSON_AddObjectToObject(object, "far");
         wire w = count_wire(b);
@@ -304,5 +318,6 @@ cJSON *fe_bench_json(const fe_bench *b, int argc, char **argv) {
         }
     }
     if (b->shared->flag_rtt_us > 0) add_number(object, "flag_rtt_us", b->shared->flag_rtt_us);
+    if (b->shared->counted[0].told) cJSON_AddItemToObject(object, "counters", fe_bench_json_counted(b));
     return object;
 }

@@ -69,7 +69,7 @@ static ferry_status run_slots(fe_demo_model *m, fe_demo_layer *l, const ferry_di
     out.counts = ferry_tensor_2d(m->counts, FERRY_INT32, m->local_experts, m->ranks);
     out.starts = ferry_tensor_2d(m->starts, FERRY_INT32, m->local_experts, m->ranks);
     TRY(ferry_dispatch(l->route, in, &out, NULL, NULL));
-    TRY(ferry_combine_buffer(l->route, FERRY_FP32, H, back));
+    TRY(ferry_combine_buffer(l->route, FERRY_FP32, H, back, NULL));
     int64_t slots = out.rows.shape[1];
     for (int e = 0; e < m->local_experts; e++) {
         for (int r = 0; r < m->ranks; r++) {
@@ -140,7 +140,7 @@ static ferry_status layer_backward(fe_demo_model *m, int layer) {
     options.skip_topk = 1;
     TRY(ferry_dispatch(l->route, &in, &arrived, &options, NULL));
     ferry_combine_in back = FERRY_COMBINE_IN_INIT;
-    TRY(ferry_combine_buffer(l->route, FERRY_FP32, H, &back.rows));
+    TRY(ferry_combine_buffer(l->route, FERRY_FP32, H, &back.rows, NULL));
     for (int e = 0; e < m->local_experts; e++) {
         int64_t first = l->info.expert_start[e];
         int rows = l->info.expert_rows[e];

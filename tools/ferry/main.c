@@ -10,6 +10,7 @@ static const struct command {
     {"demo", "train a small mixture-of-experts model over several ranks, and verify it", ferry_cmd_demo},
     {"bench", "measure dispatch and combine against plain copies of the same bytes", ferry_cmd_bench},
     {"run", "start the ranks of a program, here or by ssh", ferry_cmd_run},
+    {"trace", "show what each rank of a group is doing, also of one that hangs", ferry_cmd_trace},
     {"info", "show version, build, devices, CPU and environment variables", ferry_cmd_info},
 };
 

@@ -15,6 +15,7 @@ static char trouble[256];
 static struct cuda { /* what libferry_cuda.so exports for callers; all NULL when it cannot be had */
     void (*describe)(char *, size_t);
     int (*use)(int);
+    uint64_t (*card)(void);
     int (*link_rate)(double *);
     void *(*host_alloc)(size_t);
     void *(*device_alloc)(size_t);
@@ -88,6 +89,7 @@ static void open_cuda(void) {
     if (error) snprintf(trouble, sizeof trouble, "%s", error);
     find(library, "ferry_cuda_describe", &cuda.describe, sizeof cuda.describe);
     find(library, "ferry_cuda_use", &cuda.use, sizeof cuda.use);
+    find(library, "ferry_cuda_card", &cuda.card, sizeof cuda.card);
     find(library, "ferry_cuda_link_rate", &cuda.link_rate, sizeof cuda.link_rate);
     find(library, "ferry_cuda_host_alloc", &cuda.host_alloc, sizeof cuda.host_alloc);
     find(library, "ferry_cuda_device_alloc", &cuda.device_alloc, sizeof cuda.device_alloc);
@@ -107,6 +109,10 @@ static const struct cuda *get_cuda(void) {
 
 int fe_memory_use(int rank) {
     return chosen == FERRY_CUDA && get_cuda()->use ? cuda.use(rank) : 0;
+}
+
+uint64_t fe_memory_card(void) {
+    return chosen == FERRY_CUDA && get_cuda()->card ? cuda.card() : 0;
 }
 
 void fe_memory_describe(char *text, size_t size) {

@@ -16,6 +16,8 @@ void fe_memory_choose(ferry_device device, int ranks_here);
 ferry_device fe_memory_device(void);
 /* In a rank's thread, before anything else of the device's: ranks take turns over the GPUs there are. How many; 0 on the CPU. */
 int fe_memory_use(int rank);
+/* A number of the GPU's own, whatever each process calls it; 0: there is none. */
+uint64_t fe_memory_card(void);
 /* The GPU in words, or why there is none. */
 void fe_memory_describe(char *text, size_t size);
 /* Why CUDA's memory could not be had; "" when nothing is known. */
@@ -39,9 +41,10 @@ bool fe_memory_capture_begin(ferry_stream *stream);
 bool fe_memory_capture_end(ferry_stream *stream, void **graph);
 bool fe_memory_replay(ferry_stream *stream, void *graph);
 void fe_memory_graph_free(void *graph);
-/* Bytes read and written per second by a large copy inside the GPU's memory. */
+/* Bytes read and written per second by a large copy inside the GPU's memory; 0 where there is no room for one. */
 bool fe_memory_copy_rate(double *bytes_per_s);
-/* Bytes that every GPU sends per second while all send to their next; 0 with one GPU. */
+/* Bytes that every GPU sends per second while all send to their next; 0 with one GPU, without room, or where GPUs reach each other
+ * through the host only. */
 bool fe_memory_link_rate(double *bytes_per_s);
 
 #endif

@@ -59,5 +59,6 @@ int ferry_cmd_bench(int argc, char **argv);
 int ferry_cmd_demo(int argc, char **argv);
 int ferry_cmd_info(int argc, char **argv);
 int ferry_cmd_run(int argc, char **argv);
+int ferry_cmd_trace(int argc, char **argv);
 
 #endif

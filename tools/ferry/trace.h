@@ -1,51 +1,32 @@
-/* Routing traces (*.routes.jsonl): one JSON object a line,
- *     {"type": "meta", "num_experts": 64, "top_k": 8, ...}
- *     {"type": "route", "layer": 0, "topk_ids": [7, 6, ...], "topk_weights": [0.12, ...], ...}
- * Other types and members are passed over. */
+/* ferry trace: groups that run on this machine, as their flight recorders tell. */
 #ifndef FERRY_TOOL_TRACE_H
 #define FERRY_TOOL_TRACE_H
 
-#include "ferry/ferry.h"
-#include <stdbool.h>
+#include "watch/hang.h"
+#include <cjson/cJSON.h>
 
-enum {
-    FE_TRACE_LINE_MAX = 1 << 20, /* bytes of the longest line */
-    FE_TRACE_EXPERT_MAX = 1 << 20,
-    FE_TRACE_WHY = 256
-};
+enum { FE_TRACE_WHY = 256 };
 
-typedef enum fe_trace_kind {
-    FE_TRACE_BAD,
-    FE_TRACE_OTHER, /* empty, or an object of another type */
-    FE_TRACE_META,
-    FE_TRACE_ROUTE
-} fe_trace_kind;
+typedef struct fe_trace_group {
+    uint64_t group;
+    fe_snap *snap; /* [count] ascending by rank, all of this group and of one number of ranks */
+    int count;
+} fe_trace_group;
 
-typedef struct fe_trace_line {
-    fe_trace_kind kind;
-    int experts;                   /* META: num_experts, or 0 */
-    int layer;                     /* ROUTE: 0 when not given */
-    int topk;                      /* ROUTE: 1..FERRY_MAX_TOPK */
-    int32_t ids[FERRY_MAX_TOPK];   /* -1..FE_TRACE_EXPERT_MAX-1 */
-    float weights[FERRY_MAX_TOPK]; /* 1 / topk when not given */
-} fe_trace_line;
+typedef struct fe_trace_groups {
+    fe_trace_group *group;
+    int count;
+} fe_trace_groups;
 
-/* Parses one line of `length` bytes, with or without its line end; text needs no NUL and may hold anything. Pure. On
- * FE_TRACE_BAD why[FE_TRACE_WHY] has what is wrong with it. */
-fe_trace_kind fe_trace_parse(const char *text, size_t length, fe_trace_line *line, char *why);
+/* Reads the heaps of all processes whose memory this user may map. target NULL: all groups; else those that a process with this number is
+ * of, or whose number begins so. false: no memory. */
+bool fe_trace_find(const char *target, fe_trace_groups *found);
+void fe_trace_free(fe_trace_groups *found);
 
-typedef struct fe_trace {
-    int experts; /* of the meta line, or the highest id + 1 */
-    int topk;    /* of the longest line; shorter ones are filled up with -1 and 0 */
-    int layer;
-    int tokens;
-    int32_t *ids;   /* [tokens, topk] */
-    float *weights; /* [tokens, topk] */
-} fe_trace;
-
-/* Reads the routes of one layer, or with layer < 0 of the first that occurs. At most `most` tokens. false: why has a sentence with
- * file and line. */
-bool fe_trace_read(const char *path, int layer, int most, fe_trace *trace, char *why);
-void fe_trace_free(fe_trace *trace);
+/* The one group as a timeline in Chrome's trace format, which Perfetto reads; and as what the page of --html draws. */
+cJSON *fe_trace_perfetto(const fe_trace_group *group);
+cJSON *fe_trace_data(const fe_trace_group *group);
+/* The page, with its data. false: why has a sentence. */
+bool fe_trace_html(const fe_trace_group *group, const char *path, char *why);
 
 #endif

@@ -85,6 +85,10 @@ class Groups:
         self._made[need] = self._make(need)
         return self._made[need]
 
+    def made(self) -> List[Tuple[Need, ferry.Group]]:
+        """Those that calls find, in the same order on all ranks."""
+        return list(self._made.items())
+
     def _drop(self, have: Need) -> None:
         group = self._made.pop(have)
         if group.device == "cuda" and not group._captured:

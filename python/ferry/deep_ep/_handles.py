@@ -18,11 +18,13 @@ class _Handle(tuple):
 
 class NormalHandle(_Handle):
     """(rank_prefix_matrix, None, None, recv_src_idx, is_token_in_rank, None): of six fields, those that have a meaning
-    here. Ferry has no channels and no queues, so there are no channel matrices and no send_head."""
+    here; recv_src_idx is the token's number on its source rank. Ferry has no channels and no queues, so there are no channel matrices and no send_head.
+    """
 
 
 class LowLatencyHandle(_Handle):
-    """(src_info, layout_range, num_max_dispatch_tokens_per_rank, hidden, num_experts)."""
+    """(src_info, layout_range, num_max_dispatch_tokens_per_rank, hidden, num_experts). src_info int32 [L, R * M]: the token's
+    number on its source rank; layout_range int64 [L, R]: rows from each rank, and 2^32 times where they begin."""
 
 
 def route_of(handle: Any, kind: Any) -> Route:

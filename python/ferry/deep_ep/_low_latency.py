@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -17,27 +17,66 @@ _TOPK = 16  # of a group that is made before the first dispatch
 
 
 class RankMask:
-    """Ranks that a step leaves out. This version of Ferry has no such mask: nobody can be masked, and nobody is.
+    """Ranks that the low-latency groups go on without. All that go on agree on them: nobody masks a rank for itself."""
 
-    This is the one place for it: what follows a rank's mask in the C library belongs in these three.
-    """
+    def __init__(self, groups: Groups, shrinks: bool):
+        self.groups, self.shrinks = groups, shrinks
 
-    def __init__(self, ranks: int):
-        self.ranks = ranks
+    def _all(self) -> List[ferry.Group]:
+        return [group for need, group in self.groups.made() if need.layout == "slots"]
+
+    def _agree(self, groups: List[ferry.Group], mask: Sequence[int] = (), unmask: Sequence[int] = ()) -> None:
+        """[collective] of the ranks that go on. What the first group finds the others need not wait for again."""
+        for group in groups:
+            _come(group, mask, unmask)
+            if not unmask:
+                mask = _ranks(group.masked)
 
     def query(self, status: torch.Tensor) -> None:
-        assert status.numel() == self.ranks, f"mask_status has {status.numel()} elements, not {self.ranks}"
-        status.zero_()
+        assert (
+            status.numel() == self.groups.ranks
+        ), f"mask_status has {status.numel()} elements, not {self.groups.ranks}"
+        groups = self._all()
+        if self.shrinks and any(_failed(g) for g in groups):
+            self._agree(groups)
+        status.copy_(torch.from_numpy(groups[0].masked.astype("int32")) if groups else torch.zeros_like(status))
 
     def update(self, rank: int, mask: bool) -> None:
-        if mask:
-            raise ferry.UnsupportedError(
-                f"rank {rank} cannot be masked: masking ranks is not in this version of Ferry (a lost rank ends the group "
-                "with a DeadlineError that names it)"
-            )
+        groups = self._all()
+        if mask and not groups:
+            raise ferry.InvalidError(f"rank {rank} cannot be masked before the first low-latency call")
+        if any(bool(g.masked[rank]) != mask for g in groups):
+            self._agree(groups, *(((rank,), ()) if mask else ((), (rank,))))
 
     def clean(self) -> None:
-        pass
+        groups = self._all()
+        masked = sorted({rank for g in groups for rank in _ranks(g.masked)})
+        if masked or any(_failed(g) for g in groups):
+            self._agree(groups, unmask=masked)
+
+
+def _come(group: ferry.Group, mask: Sequence[int], unmask: Sequence[int]) -> None:
+    """Comes to every agreement until one has this rank in it; a DeadlineError when none is held any more."""
+    while True:
+        try:
+            group.agree(mask, unmask)
+            return
+        except ferry.RefusedError:
+            continue
+
+
+def _ranks(masked: Any) -> List[int]:
+    return [int(rank) for rank in masked.nonzero()[0]]
+
+
+def _failed(group: ferry.Group) -> bool:
+    if group.device == "cuda" and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.synchronize(group.device_index)  # errors of kernels come with their end
+    try:
+        group.check()
+    except ferry.FerryError:
+        return True
+    return False
 
 
 def _cast(use_fp8: bool, round_scale: bool, use_ue8m0: bool) -> Optional[str]:
@@ -50,9 +89,9 @@ def _cast(use_fp8: bool, round_scale: bool, use_ue8m0: bool) -> Optional[str]:
 class LowLatency:
     """The low-latency calls of a Buffer."""
 
-    def __init__(self, groups: Groups, lane: Lane):
+    def __init__(self, groups: Groups, lane: Lane, shrinks: bool):
         self.groups, self.lane = groups, lane
-        self.mask = RankMask(groups.ranks)
+        self.mask = RankMask(groups, shrinks)
         self._filled: Any = None  # the buffer that the caller writes before a zero-copy combine
 
     def group(self, device: str, tokens: int, hidden: int, experts: int, topk: int = _TOPK) -> ferry.Group:
@@ -80,11 +119,13 @@ class LowLatency:
             pending = route.dispatch_send(x, cast=kind, out_scales=scales, view=True)
             got = pending.views
             count = x.new_empty((local,), dtype=torch.int32)
+            src_info = x.new_empty((local, slots), dtype=torch.int32)
             layout_range = x.new_empty((local, group.ranks), dtype=torch.int64)
 
             @on_stream(x)
             def receive() -> None:
                 arrived = pending.recv()
+                torch.remainder(arrived.source, tokens, out=src_info.view(-1))
                 torch.sum(arrived.counts, 1, dtype=torch.int32, out=count)
                 halves = layout_range.view(torch.int32).view(local, group.ranks, 2)
                 halves[..., 0].copy_(arrived.counts)
@@ -94,8 +135,8 @@ class LowLatency:
 
             if not hook:
                 receive()
-            call.touch(x, topk_idx, stats, scales, count, layout_range)
-        handle = LowLatencyHandle((got.source.view(local, slots), layout_range, tokens, x.shape[1], experts), route)
+            call.touch(x, topk_idx, stats, scales, count, src_info, layout_range)
+        handle = LowLatencyHandle((src_info, layout_range, tokens, x.shape[1], experts), route)
         recv_x = got.rows if kind is None else (got.rows, scales)
         return recv_x, count, handle, call.event, receive if hook else None
 

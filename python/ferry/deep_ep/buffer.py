@@ -54,7 +54,7 @@ class Buffer:
         self.enable_shrink = enable_shrink
         self._groups = Groups(self.rank, self.group_size, allgather, timeout=100)
         self._lane = Lane()
-        self._low = LowLatency(self._groups, self._lane)
+        self._low = LowLatency(self._groups, self._lane, enable_shrink)
 
     def destroy(self) -> None:
         """Frees everything; only with explicitly_destroy=True. Waits for no other rank."""
@@ -103,7 +103,12 @@ class Buffer:
     def get_local_buffer_tensor(
         self, dtype: torch.dtype, size: Any = None, offset: int = 0, use_rdma_buffer: bool = False
     ) -> torch.Tensor:
-        raise ferry.UnsupportedError("there is no single buffer to look into: each of a Buffer's groups has its own")
+        """An empty tensor, for those who clear the buffer: there is none to look into, each of a Buffer's groups has its own."""
+        if size is not None or offset:
+            raise ferry.UnsupportedError(
+                "there is no single buffer to look into: each of a Buffer's groups has its own"
+            )
+        return torch.empty(0, dtype=dtype, device=_here())
 
     # ---- normal mode ----
 
@@ -196,8 +201,9 @@ class Buffer:
                 else:
                     counts = self._counts(route, num_tokens_per_expert, topk_idx is not None, expert_alignment)
                 prefix = self._prefix(route, got.counts)
-                made = NormalHandle((prefix, None, None, got.source, is_token_in_rank, None), route)
-            call.touch(rows, scales, topk_idx, topk_weights, got.rows, got.scales, ids, weights, got.source)
+                source = got.source.remainder(route.group.max_tokens)
+                made = NormalHandle((prefix, None, None, source, is_token_in_rank, None), route)
+            call.touch(rows, scales, topk_idx, topk_weights, got.rows, got.scales, ids, weights, *(made or ())[:4])
         recv_scales = got.scales[:, 0] if flat else got.scales
         recv_x = got.rows if scales is None else (got.rows, recv_scales)
         return recv_x, ids, weights, counts, made, call.event
@@ -274,9 +280,7 @@ class Buffer:
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
         """[collective] Makes the group of these shapes, if there is none yet. There is nothing to clean."""
-        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
-        device = f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu"
-        self._low.group(device, num_max_dispatch_tokens_per_rank, hidden, num_experts)
+        self._low.group(_here(), num_max_dispatch_tokens_per_rank, hidden, num_experts)
 
     def low_latency_dispatch(
         self,
@@ -345,13 +349,23 @@ class Buffer:
         return self._low.next_buffer(handle)
 
     def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
-        """Masking a rank is not in this version: UnsupportedError. Unmasking changes nothing."""
+        """[collective] of the ranks that go on: the low-latency groups go on without the rank, or with it again.
+
+        Handles from before are void. A rank that is to come back calls low_latency_clean_mask_buffer meanwhile.
+        """
         self._low.mask.update(rank_to_mask, mask)
 
     def low_latency_query_mask_buffer(self, mask_status: torch.Tensor) -> None:
-        """Fills int32 [R] with 1 for ranks that are masked: none."""
+        """Fills int32 [R] with 1 for ranks that are masked. With enable_shrink, where a step has failed here: [collective] of the
+        ranks that can still come, which agree to go on without the others."""
         self._low.mask.query(mask_status)
 
     def low_latency_clean_mask_buffer(self) -> None:
-        """Unmasks all ranks."""
+        """Takes all ranks back: [collective] of all, those that were masked too. Nothing where nobody is masked."""
         self._low.mask.clean()
+
+
+def _here() -> str:
+    """The device of calls that are given no tensor."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu"

@@ -9,6 +9,7 @@ import torch
 import ferry
 
 from ._event import EventHandle, EventOverlap
+from ._fold import distinct, sum_by_token, weights_by_token
 from ._groups import Groups, Need, meet, round_up, where
 from ._lane import Lane, refuse_capture
 
@@ -36,6 +37,8 @@ class EPHandle:
     def __init__(self, route: ferry.Route, tokens: Optional[ferry.Route], **fields: Any):
         self.route = route
         self._tokens = tokens  # of an expanded dispatch: the route by which each token came once
+        self._places: Any = None  # and int32 [N, K], which expanded row each of its choices is, or -1
+        self._terms: Any = None  # likewise, a repeated expert once
         self.do_expand: bool = False
         self.num_experts: int = 0
         self.expert_alignment: int = 1
@@ -230,7 +233,7 @@ class ElasticBuffer:
         assert most >= len(x), f"{len(x)} tokens, num_max_tokens_per_rank is {most}"
         mode, device, hidden, topk = "throughput" if sync else "latency", where(x), max(x.shape[1], 128), idx.shape[1]
         need = Need(device, "rank", hidden, experts, most, max(topk, 16))
-        tokens = ferry.Route(self._groups.find(need), idx, weights, mode=mode, **self._worst(most, sync))
+        tokens = ferry.Route(self._groups.find(need), idx, weights, mode=mode, **self._by_token(most, sync))
         route = tokens
         if expand:
             local = experts // self.num_ranks
@@ -245,9 +248,9 @@ class ElasticBuffer:
             num_expanded_tokens=route.rows if expand else 0,
         )  # fmt: skip
 
-    def _worst(self, most: int, sync: bool) -> Dict[str, Any]:
-        """Without CPU sync: packed rows, of which there are `most` of each rank at worst."""
-        return {} if sync else {"packed": True, "rank_capacity": most * self.num_ranks}
+    def _by_token(self, most: int, sync: bool) -> Dict[str, Any]:
+        """A route of a row for each token. Without CPU sync they are packed, `most` of each rank at worst."""
+        return dict(order="choice") if sync else dict(order="choice", packed=True, rank_capacity=most * self.num_ranks)
 
     def _reroute(self, handle: EPHandle, weights: torch.Tensor) -> ferry.Route:
         old = handle.route
@@ -255,7 +258,7 @@ class ElasticBuffer:
         if handle.do_expand:
             options["expert_alignment"] = handle.expert_alignment
         else:
-            options.update(self._worst(handle.num_max_tokens_per_rank, old.mode == "throughput"))
+            options.update(self._by_token(handle.num_max_tokens_per_rank, old.mode == "throughput"))
         return ferry.Route(old.group, handle.topk_idx, weights, **options)
 
     @staticmethod
@@ -264,7 +267,7 @@ class ElasticBuffer:
     ) -> Tuple[ferry.Received, Any]:
         route, out = handle.route, None
         if sf is not None and column_major:
-            stored = sf.new_empty((sf.shape[1], round_up(route.rows, 4)))
+            stored = (sf.new_zeros if zero else sf.new_empty)((sf.shape[1], round_up(route.rows, 4)))
             out = stored.t()[: route.rows]
         got = route.dispatch(x, scales=sf, out_scales=out, zero_padding=zero)
         return got, got.scales
@@ -315,7 +318,9 @@ class ElasticBuffer:
         table[:, 1] = source * topk + last
         if handle.do_expand:
             before = one_hot.cumsum(0, dtype=torch.int32) - one_hot + starts
-            table[:, 2:] = before.gather(1, ids.long().clamp(min=0)).masked_fill(ids < 0, -1)
+            handle._places = before.gather(1, ids.long().clamp(min=0)).masked_fill(ids < 0, -1)
+            handle._terms = distinct(handle._places)
+            table[:, 2:] = handle._places
         return table
 
     # ---- combine ----
@@ -333,9 +338,11 @@ class ElasticBuffer:
         async_with_compute_stream: bool = False,
         allocate_on_comm_stream: bool = False,
     ) -> Tuple[torch.Tensor, Optional[torch.Tensor], EventOverlap]:
-        """[collective] Rows back to their tokens: the plain sum in float32, begun from the biases, rounded once.
+        """[collective] Rows back to their tokens: the plain sum in float32, begun from the biases, and rounded.
 
-        x: bfloat16 in the rows of the dispatch; the sum is over ranks, ascending, or, expanded, over experts in choice order.
+        x: bfloat16 in the rows of the dispatch. The sum is over ranks, each in the place of its last choice. Expanded rows are
+        first summed on the experts' rank, in choice order in float32, and rounded; with allow_multiple_reduction=False each
+        travels by itself, and the sum is over experts in choice order.
         topk_weights: float32 [N, K], or [rows] expanded: brought back to the choice they belong to.
 
         Returns (combined_x [T, H], combined_topk_weights [T, K] or None, event).
@@ -343,6 +350,10 @@ class ElasticBuffer:
         with self._lane.run(
             x.is_cuda, (previous_event, previous_event_before_epilogue), async_with_compute_stream
         ) as call:
-            back = handle.route.combine(x, weights=topk_weights, bias=bias)
+            route, rows, weights = handle.route, x, topk_weights
+            if handle._tokens is not None and self.allow_multiple_reduction:
+                route, rows = handle._tokens, sum_by_token(x, handle._terms)
+                weights = None if topk_weights is None else weights_by_token(topk_weights, handle._places)
+            back = route.combine(rows, weights=weights, bias=bias)
             call.touch(x, topk_weights, back.rows, back.weights, *(bias if isinstance(bias, tuple) else (bias,)))
         return back.rows, back.weights, call.event

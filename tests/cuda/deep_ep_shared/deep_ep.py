@@ -1,6 +1,7 @@
 """`import deep_ep` for DeepEP's own test scripts, with ranks that share one GPU: Ferry's drop-in, and torch.distributed told of it.
 
-Those scripts ask for NCCL and for a GPU of each rank's own. NCCL does not serve ranks that share one, gloo does.
+Those scripts ask for NCCL and for a GPU of each rank's own. NCCL does not serve ranks that share one, gloo does. What gloo may
+not take of a GPU, or not of this shape, goes through the CPU.
 """
 
 import sys
@@ -24,7 +25,9 @@ def set_device(device):
 def all_gather_into_tensor(output_tensor, input_tensor, group=None, async_op=False):
     """gloo's own wants ranks one behind another in the first dimension; NCCL's also takes them in a dimension of their own."""
     ranks = dist.get_world_size(group)
-    return dist.all_gather(list(output_tensor.view(ranks, *input_tensor.shape).unbind()), input_tensor, group, async_op)
+    parts = torch.empty((ranks, *input_tensor.shape), dtype=input_tensor.dtype, device="cpu")
+    dist.all_gather(list(parts.unbind()), input_tensor.cpu(), group)
+    output_tensor.copy_(parts.view(output_tensor.shape))
 
 
 dist.init_process_group, torch.cuda.set_device = init_process_group, set_device

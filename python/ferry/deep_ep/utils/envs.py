@@ -1,12 +1,30 @@
-"""How DeepEP's test scripts begin: a process group, this rank's GPU, and defaults."""
+"""How DeepEP's test scripts begin: a process group, this rank's GPU, seeds and defaults."""
 
 from __future__ import annotations
 
 import os
+import random
 from typing import Any, Tuple
 
 import torch
 import torch.distributed as dist
+
+_seeds = {"global": 0, "local": 0}
+
+
+def init_seed(global_seed: int) -> None:
+    """Seeds PyTorch and Python with the number plus this rank's."""
+    _seeds.update({"global": global_seed, "local": global_seed + dist.get_rank()})
+    torch.manual_seed(_seeds["local"])
+    random.seed(_seeds["local"])
+
+
+def get_global_seed() -> int:
+    return _seeds["global"]
+
+
+def get_local_seed() -> int:
+    return _seeds["local"]
 
 
 def init_dist(local_rank: int, num_local_ranks: int, seed: int = 0) -> Tuple[int, int, Any]:
@@ -21,11 +39,11 @@ def init_dist(local_rank: int, num_local_ranks: int, seed: int = 0) -> Tuple[int
         rank=rank,
         world_size=ranks,
     )
-    torch.manual_seed(seed + rank)
     torch.set_default_dtype(torch.bfloat16)
     if cards:
         getattr(torch, "set_default_device")("cuda")
         torch.cuda.set_device(local_rank % cards)
+    init_seed(seed)
     return rank, ranks, dist.new_group(list(range(ranks)))
 
 

@@ -41,7 +41,8 @@ def per_token_cast_back(x_fp8: torch.Tensor, x_scales: torch.Tensor) -> torch.Te
     if x_fp8.numel() == 0:
         return x_fp8.to(torch.bfloat16)
     if x_scales.dtype == torch.int32:
-        exponents = x_scales.contiguous().view(torch.uint8).to(torch.int32)
+        packed = x_scales.clone(memory_format=torch.contiguous_format)  # a lone column may have any stride
+        exponents = packed.view(torch.uint8).to(torch.int32)
         x_scales = (exponents << 23).view(torch.float32)
     tokens, hidden = x_fp8.shape
     factors = x_scales.reshape(tokens, -1).float().repeat_interleave(128, dim=1)[:, :hidden]
@@ -62,6 +63,16 @@ def inplace_unique(x: torch.Tensor, num_slots: int) -> None:
 def hash_tensor(t: torch.Tensor) -> int:
     """The sum of its bytes, taken as integers of four."""
     return int(t.contiguous().view(-1).view(torch.int32).sum(dtype=torch.int64).item())
+
+
+def hash_tensors(*tensors: Any) -> int:
+    value = 0
+    for t in tensors:
+        if isinstance(t, (tuple, list)):
+            value ^= hash_tensors(*t)
+        elif t is not None:
+            value ^= hash_tensor(t)
+    return value
 
 
 def count_bytes(*tensors: Any) -> int:

@@ -1,5 +1,5 @@
 /* libFuzzer target: the parser of routing traces, fed any bytes as one line. What it accepts must be in range. */
-#include "trace.h"
+#include "routes.h"
 #include <stdlib.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -9,16 +9,16 @@ static void require(bool good) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static fe_trace_line line;
-    char why[FE_TRACE_WHY];
-    fe_trace_kind kind = fe_trace_parse((const char *)data, size, &line, why);
+    static fe_routes_line line;
+    char why[FE_ROUTES_WHY];
+    fe_routes_kind kind = fe_routes_parse((const char *)data, size, &line, why);
     require(kind == line.kind);
-    require((kind == FE_TRACE_BAD) == (why[0] != 0));
-    if (kind == FE_TRACE_META) require(line.experts >= 0 && line.experts <= FE_TRACE_EXPERT_MAX);
-    if (kind != FE_TRACE_ROUTE) return 0;
+    require((kind == FE_ROUTES_BAD) == (why[0] != 0));
+    if (kind == FE_ROUTES_META) require(line.experts >= 0 && line.experts <= FE_ROUTES_EXPERT_MAX);
+    if (kind != FE_ROUTES_ROUTE) return 0;
     require(line.topk >= 1 && line.topk <= FERRY_MAX_TOPK && line.layer >= 0);
     for (int i = 0; i < line.topk; i++) {
-        require(line.ids[i] >= -1 && line.ids[i] < FE_TRACE_EXPERT_MAX);
+        require(line.ids[i] >= -1 && line.ids[i] < FE_ROUTES_EXPERT_MAX);
         require(line.weights[i] >= -3.1e38f && line.weights[i] <= 3.1e38f);
     }
     return 0;
