@@ -63,6 +63,8 @@ plan plan_draw(uint64_t seed);
 
 /* The environment that cases are made in: FERRY_HOSTS. */
 void plan_environment(int hosts);
+/* A wrong call that the others need not notice: nobody waits for a rank's receipt of a dispatch. */
+bool plan_keeps_to_itself(const plan *p);
 /* Do the others go on in the same group, by an agreement? Else in a new one. */
 bool plan_agrees(const plan *p);
 const char *plan_fault_name(fault f);

@@ -129,8 +129,8 @@ static bool judge_victim(const exchange *x, const act *a, bool passed, int64_t t
     const plan *p = a->plan;
     rank_env *env = x->env;
     if (!passed && !*x->sentence && p->fault != FAULT_leave) return ranks_fail(env, "an error without a sentence");
-    if (passed && (p->fault == FAULT_differ || p->fault == FAULT_wrong || p->fault == FAULT_hole))
-        return ranks_fail(env, "the victim's steps all passed");
+    bool must_fail = p->fault == FAULT_differ || p->fault == FAULT_wrong || p->fault == FAULT_hole;
+    if (passed && must_fail && !plan_keeps_to_itself(p)) return ranks_fail(env, "the victim's steps all passed");
     bool late = plan_lost(p) == VICTIM_LATE || p->fault == FAULT_pause;
     if (!passed && !late && took_ms > p->deadline_ms + LATE_MS)
         return ranks_fail(env, "%s returned after %lld ms", x->call, (long long)took_ms);

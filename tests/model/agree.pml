@@ -4,7 +4,7 @@
  * stands for: src/watch/council.c: come is_complete move read_verdict await_verdict call_others fe_council_hold
  * stands for: src/watch/council.c: is_lost settles fe_council_settle
  * stands for: src/watch/wait.c: fe_watch_recall fe_watch_resume
- * stands for: src/group/agree.c: adopt come_to_rest agree_once ferry_group_agree
+ * stands for: src/group/agree.c: fe_group_adopt fe_group_rest agree_once ferry_group_agree
  *
  * Three ranks work in era 0. A rank dies (DEATHS of them at most): the step ends for nobody who works with it. The lowest that is left
  * notices by its own deadline, all others only because they are called. A rank that finds its step complete leaves. With SLOW rank
