@@ -52,26 +52,29 @@ typedef struct fe_cuda_report {
     fe_cuda_soft soft[2];           /* [1]: of passes that their caller waits for, which tell him alone */
 } fe_cuda_report;
 
-typedef struct fe_cuda_world { /* a group as kernels see it */
+/* A group as kernels see it. What every pass looks at comes first: each line of a kernel's argument is fetched when it is first asked for. */
+typedef struct fe_cuda_world {
     int rank, ranks;
-    int sharing;           /* near ranks on this GPU, this one included */
-    const uint8_t *linked; /* [ranks] 1: on another GPU. Device memory */
-    char *const *space;    /* [ranks] device memory; far: NULL */
-    char *const *post;     /* [ranks] where notes, counts and boxes are: the space, or host memory */
+    fe_cuda_own *own;
+    char *const
+        *post; /* [ranks] where notes, counts and boxes are: the space (and then the same table), or host memory */
+    char *const *space; /* [ranks] device memory; far: NULL */
+    uint64_t era, timeout_ns;
+    uint32_t masked[FERRY_MAX_RANKS /
+                    32];   /* a bit a rank. Here, where all lanes read a word at once, a look costs no load */
     fe_hosts hosts;        /* with arrays in device memory; count 1: what follows is not there */
+    const uint8_t *linked; /* [ranks] 1: on another GPU. Device memory */
+    int sharing;           /* near ranks on this GPU, this one included */
     fe_boxes boxes;
     fe_kernel_order *orders; /* the ring in this rank's post */
     fe_cell *board;          /* device memory for copies of notes: [2 * FE_CUDA_TIDES][board_blocks][ranks] */
     int board_blocks, near_ranks;
     uint64_t space_bytes;
-    fe_cuda_own *own;
     fe_cuda_report *report;
     const uint32_t *aborted; /* of this rank's control block in host memory; NULL where that cannot be mapped */
     uint32_t *waiting;
     fe_map map; /* with arrays in device memory */
-    uint64_t scratch_at, timeout_ns, era;
-    uint32_t masked[FERRY_MAX_RANKS /
-                    32]; /* a bit a rank. Here, where all lanes read a word at once, a look costs no load */
+    uint64_t scratch_at;
     const uint8_t *mask; /* [ranks] the same for kernels of the caller's. Device memory */
 } fe_cuda_world;
 

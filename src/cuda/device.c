@@ -77,7 +77,7 @@ static ferry_status upload_tables(fe_engine *engine) {
     cuda->world.map.home_expert = (int32_t *)(void *)(base + at[5]);
     cuda->world.linked = (const uint8_t *)(base + at[6]);
     cuda->world.sharing = fe_cuda_memory_sharing(heap, true);
-    cuda->world.post = (char *const *)(void *)(base + at[7]);
+    cuda->world.post = fe_heap_staged(heap) ? (char *const *)(void *)(base + at[7]) : cuda->world.space;
     cuda->world.hosts = *hosts;
     cuda->world.hosts.host_of = (int *)(void *)(base + at[8]);
     cuda->world.hosts.index_of = (int *)(void *)(base + at[9]);

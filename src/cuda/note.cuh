@@ -6,8 +6,10 @@
 #include "cuda/cuda.h"
 
 #define FE_DEVICE static __device__ __forceinline__
-#define FE_WARP   32
-#define FE_ALL    0xffffffffu
+#define FE_COLD \
+    static inline __device__ __noinline__ /* what most passes have no use for: not among their instructions */
+#define FE_WARP 32
+#define FE_ALL  0xffffffffu
 
 /* ---- words ---- */
 
@@ -122,7 +124,7 @@ FE_DEVICE bool fe_give_up(const fe_cuda_args &a, uint64_t *start, ferry_status *
 
 /* One thread: an order for the proxy. What it speaks of was stored, and counted, before. Blocks of a rank take turns by a counter in the
  * GPU's memory; where the ring is full they wait, bounded like every wait. */
-FE_DEVICE void fe_give_order(const fe_cuda_args &a, const fe_kernel_order &order) {
+FE_COLD void fe_give_order(const fe_cuda_args &a, const fe_kernel_order &order) {
     unsigned long long at = atomicAdd(&a.world.own->orders, 1ull);
     fe_kernel_order *slot = &a.world.orders[at % FE_KERNEL_ORDERS];
     uint32_t turn = fe_kernel_turn(at);
@@ -151,7 +153,7 @@ FE_DEVICE void fe_give_order(const fe_cuda_args &a, const fe_kernel_order &order
 }
 
 /* One thread: bytes for the column on a host. */
-FE_DEVICE void fe_push(const fe_cuda_args &a, int host, fe_kind kind, uint64_t local, uint64_t remote, uint64_t bytes) {
+FE_COLD void fe_push(const fe_cuda_args &a, int host, fe_kind kind, uint64_t local, uint64_t remote, uint64_t bytes) {
     fe_kernel_order order = {};
     order.host = host;
     order.kind = kind;
@@ -163,7 +165,7 @@ FE_DEVICE void fe_push(const fe_cuda_args &a, int host, fe_kind kind, uint64_t l
 }
 
 /* One thread: a note for the column on a host, -1: on all others; with what the pass pushes. */
-FE_DEVICE void fe_tell_far(const fe_cuda_args &a, int host, fe_kind kind, const uint64_t *word, uint64_t epoch) {
+FE_COLD void fe_tell_far(const fe_cuda_args &a, int host, fe_kind kind, const uint64_t *word, uint64_t epoch) {
     fe_kernel_order order = {};
     order.host = host;
     order.kind = kind;

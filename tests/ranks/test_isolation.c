@@ -93,7 +93,7 @@ static void test_heaps_and_sockets_are_private(void **state) {
 /* ---- what a group is offered ---- */
 
 /* Of what ranks tell each other of their heaps (heap.c): where the number of the descriptor is. */
-enum { INTRODUCTION = 136, AT_BYTES = 0, AT_FD = 20 };
+enum { INTRODUCTION = 144, AT_BYTES = 0, AT_FD = 28 };
 
 typedef enum offer { UNSEALED, OPEN_TO_ALL, TOO_SMALL, A_PIPE, OFFERS } offer;
 

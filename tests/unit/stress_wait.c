@@ -38,7 +38,12 @@ static void reset(void) {
     for (int r = 0; r < RANKS; r++) {
         bases[r] = (char *)&controls[r];
         space_starts[r] = (char *)&spaces[r];
-        heaps[r] = (fe_heap){.rank = r, .ranks = RANKS, .hosts = {.count = 1}, .base = bases, .space = space_starts};
+        heaps[r] = (fe_heap){.rank = r,
+                             .ranks = RANKS,
+                             .hosts = {.count = 1},
+                             .base = bases,
+                             .space = space_starts,
+                             .post = space_starts};
     }
 }
 
