@@ -63,6 +63,12 @@ bool check_space(rank_env *env, ferry_group *g, ferry_stream *stream) {
     return true;
 }
 
+bool part(rank_env *env, ferry_group *g) {
+    if (ranks_device() == FERRY_CUDA && !ranks_meet(env)) return false;
+    ferry_group_destroy(g);
+    return true;
+}
+
 bool be_gone(rank_env *env, end how, ferry_group *g) {
     if (how == LEAVES) {
         ferry_group_destroy(g);

@@ -16,6 +16,10 @@ bool check_mask(rank_env *env, const ferry_group *g, unsigned mask);
 /* ferry_group_agree, and its outcome. */
 bool agree(rank_env *env, ferry_group *g, unsigned mask);
 /* Everything but rows works among the ranks that are left: meetings, allocation, puts. */
+/* Destroys the group. Ranks that are threads of one process share a GPU's context, in which freeing memory waits for all kernels: they come
+ * together for it (docs/gpu.md). */
+bool part(rank_env *env, ferry_group *g);
+
 bool check_space(rank_env *env, ferry_group *g, ferry_stream *stream);
 
 typedef enum end { LEAVES, KILLED, STOPPED } end;

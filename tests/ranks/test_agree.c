@@ -95,8 +95,7 @@ static bool called_rank(rank_env *env) {
     }
     if (!ranks_meet(env)) return false;
     if (env->rank != VICTIM && !check_space(env, g, NULL)) return false;
-    ferry_group_destroy(g);
-    return true;
+    return part(env, g);
 }
 
 static void test_waits_end_when_a_rank_asks(void **state) {
@@ -210,8 +209,7 @@ static bool quarrelling_rank(rank_env *env) {
     if (!ranks_meet(env)) return false;
     RANK_CHECK(env, words[0] + words[1] == RANKS && (words[0] == 0 || words[1] == 0));
     if (!masked[env->rank] && !check_space(env, g, NULL)) return false;
-    ferry_group_destroy(g);
-    return true;
+    return part(env, g);
 }
 
 static void test_ranks_that_mask_each_other(void **state) {
