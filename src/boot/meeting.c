@@ -172,7 +172,7 @@ static void weigh(fe_meeting *m, uint8_t *said) {
 /* A unit of which one is missing is missing. Any guest that has gathered knows the units. */
 static void drop_torn(fe_meeting *m, uint8_t *who) {
     const fe_guest *knows = NULL;
-    uint8_t whole[FERRY_MAX_RANKS];
+    uint8_t whole[FERRY_MAX_RANKS] = {0};
     for (int r = 0; r < m->ranks && !knows; r++)
         if (who[r]) knows = guest_of(m, r);
     for (int r = 0; r < m->ranks && knows; r++) {

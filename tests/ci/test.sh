@@ -83,7 +83,7 @@ cuda() { # every kernel file for every architecture; nothing of it is run
 peers() { # the MPI programs that benchmarks compare with still compile, and their results are right
     printf '\n==== peers\n'
     command -v mpicc.openmpi mpicc.mpich >/dev/null || { echo "SKIP peers: no Open MPI or MPICH on this machine" && return; }
-    step "bench/compare.py" python3 bench/compare.py --ferry build/ferry --results build/peers --tokens 64 --hidden 256 \
+    step "bench/compare.py" python3 bench/compare.py --ferry build/gcc/ferry --results build/peers --tokens 64 --hidden 256 \
         --rounds 1 --iters 2 --check && echo "bench/compare.py: every program checked"
 }
 
@@ -127,9 +127,10 @@ $(sed -n 's/^\(FAILED\|ERROR\) \([^ ]*\).*/  python: \2/p' "$log")"
 }
 
 run=
-tests gcc build -DFERRY_MODELS=ON
-export FERRY_TEST_CASES=300
-tests clang build/clang -DCMAKE_C_COMPILER=clang -DFERRY_LINT=ON
+# In a folder of its own, with one GPU architecture: `cuda` below compiles the kernels for all.
+tests gcc build/gcc -DFERRY_MODELS=ON -DCMAKE_CUDA_ARCHITECTURES=90-real
+export FERRY_TEST_CASES=200
+tests clang build/clang -DCMAKE_C_COMPILER=clang -DFERRY_LINT=ON -DCMAKE_CUDA_ARCHITECTURES=90-real
 export FERRY_TEST_CASES=150
 tests asan build/asan -DCMAKE_C_COMPILER=clang -DFERRY_SANITIZE=address,undefined
 tests fuzz build/fuzz -DCMAKE_C_COMPILER=clang -DFERRY_FUZZ=ON

@@ -18,7 +18,7 @@
 #include "ranks/case.h"
 #include <stdio.h>
 
-#define DEFAULT_CASES  1500
+#define DEFAULT_CASES  1000
 #define GPU_CASES      300
 #define FAR_CASES      16
 #define SOAK_CASES     10000
