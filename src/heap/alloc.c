@@ -8,10 +8,11 @@
 
 ferry_status fe_heap_reserve(fe_heap *heap) {
     if (heap->blocks < heap->block_room) return FERRY_OK;
-    fe_block *more = realloc(heap->block, 2 * heap->block_room * sizeof *more);
+    size_t room = 2 * heap->block_room + 16;
+    fe_block *more = realloc(heap->block, room * sizeof *more);
     if (!more) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the heap's list of blocks", heap->rank);
     heap->block = more;
-    heap->block_room *= 2;
+    heap->block_room = room;
     return FERRY_OK;
 }
 
