@@ -32,7 +32,23 @@ step() { # NAME COMMAND...: prints the end of what the command says, when it fai
 compile() { # FOLDER CMAKE-OPTION...
     folder=$1
     shift
-    cmake -S . -B "$folder" -DFERRY_TESTS=ON -DFERRY_WERROR=ON "$@" && cmake --build "$folder" --parallel "$jobs"
+    $nicely cmake -S . -B "$folder" -DFERRY_TESTS=ON -DFERRY_WERROR=ON "$@" &&
+        $nicely cmake --build "$folder" --parallel "$jobs"
+}
+
+clang="build/clang -DCMAKE_C_COMPILER=clang -DFERRY_LINT=ON -DCMAKE_CUDA_ARCHITECTURES=90-real"
+asan="build/asan -DCMAKE_C_COMPILER=clang -DFERRY_SANITIZE=address,undefined"
+fuzz="build/fuzz -DCMAKE_C_COMPILER=clang -DFERRY_FUZZ=ON"
+tsan="build/tsan -DCMAKE_C_COMPILER=clang -DFERRY_SANITIZE=thread"
+
+# Tests of several ranks wait for deadlines most of their time: meanwhile, in what they leave of the cores, the other builds are made. What
+# goes wrong is told when their turn comes.
+ahead() {
+    nicely="nice -n 19"
+    for options in "$clang" "$asan" "$fuzz" "$tsan"; do
+        # shellcheck disable=SC2086 # words, not one
+        compile $options
+    done
 }
 
 tests() { # NAME FOLDER CMAKE-OPTION...: a build and its tests
@@ -42,6 +58,7 @@ tests() { # NAME FOLDER CMAKE-OPTION...: a build and its tests
     begun=$(date +%s)
     if step "$suite: build" compile "$folder" "$@"; then
         echo "built in $(($(date +%s) - begun)) s"
+        [ "$suite" != gcc ] || ahead >"$log.ahead" 2>&1 &
         $run ctest --test-dir "$folder" --parallel "$jobs" --no-tests=error --output-on-failure 2>&1 | tee "$log"
         # Skipped parts of tests pass for CTest. They are named here: cmocka's by the test that skipped, scripts' by their own words.
         sed -n 's/^\[ *SKIPPED *\] \([a-z_0-9]*\)$/SKIP '"$suite"': \1/p' "$folder/Testing/Temporary/LastTest.log" | sort -u
@@ -126,17 +143,22 @@ $(sed -n 's/^\(FAILED\|ERROR\) \([^ ]*\).*/  python: \2/p' "$log")"
     echo "python took $(($(date +%s) - begun)) s"
 }
 
-run=
+run= nicely=
 # In a folder of its own, with one GPU architecture: `cuda` below compiles the kernels for all.
 tests gcc build/gcc -DFERRY_MODELS=ON -DCMAKE_CUDA_ARCHITECTURES=90-real
+wait
+rm -f "$log.ahead"
 export FERRY_TEST_CASES=200
-tests clang build/clang -DCMAKE_C_COMPILER=clang -DFERRY_LINT=ON -DCMAKE_CUDA_ARCHITECTURES=90-real
+# shellcheck disable=SC2086 # words, not one
+{
+tests clang $clang
 export FERRY_TEST_CASES=150
-tests asan build/asan -DCMAKE_C_COMPILER=clang -DFERRY_SANITIZE=address,undefined
-tests fuzz build/fuzz -DCMAKE_C_COMPILER=clang -DFERRY_FUZZ=ON
+tests asan $asan
+tests fuzz $fuzz
 # Without -R the kernel may put things where this clang's thread sanitizer wants its shadow.
 setarch -R true 2>/dev/null && run="setarch -R"
-tests tsan build/tsan -DCMAKE_C_COMPILER=clang -DFERRY_SANITIZE=thread
+tests tsan $tsan
+}
 run=
 export FERRY_TEST_CASES=40
 tests arm build/arm -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DFERRY_COMMAND=OFF
