@@ -19,6 +19,7 @@ static scale find_scale(const fe_recorder *r, int64_t now_ns) {
     scale s = {.ticks = *(const volatile uint64_t *)&r->began_ticks, .ns = *(const volatile int64_t *)&r->began_ns};
     fe_recorder clock = {.counter = *(const volatile uint32_t *)&r->counter};
     uint64_t now = fe_recorder_now(&clock);
+    if (s.ns < 0 || s.ns > now_ns) s.ns = now_ns; /* no time that there was: a stranger's memory */
     if (now > s.ticks && now_ns > s.ns && s.ns > 0) s.rate = (double)(now_ns - s.ns) / (double)(now - s.ticks);
     if (!clock.counter) s.rate = 1;
     return s;
