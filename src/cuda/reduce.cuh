@@ -39,24 +39,34 @@ FE_DEVICE const char *fe_sums_from(const fe_cuda_args &a, int host) {
     return a.world.post[a.world.rank] + a.world.boxes.sums_in[a.pass.half] + (uint64_t)host * a.world.boxes.sum_bytes;
 }
 
-/* Unweighted: distinct rows in the order of summation. Weighted: every choice in turn. */
-FE_DEVICE fe_term fe_term_of(const fe_cuda_args &a, int token, int first) {
+/* Where all ranks are near. Unweighted: distinct rows in the order of summation. Weighted: every choice in turn. */
+FE_DEVICE fe_term fe_near_term(const fe_cuda_args &a, int token, int first) {
     const fe_reduce &r = a.pass.reduce;
     int topk = a.route.shape.topk, k = first + fe_lane();
-    if (fe_cuda_far(&a.world) && k >= topk) return fe_far_term(a, token, k - topk);
     fe_term t = {fe_listed(r.weighted ? a.extra.at : a.extra.go, token, topk, first), 1.0f};
-    if (r.weighted && t.at.slot >= 0 && !fe_near(a.world, t.at.rank)) t.at.slot = -1;
     if (r.weighted && t.at.slot >= 0)
         t.weight = r.weights ? r.weights[token * r.weight_row + k * r.weight_choice]
                              : a.route.table.weights[(size_t)token * topk + k];
     return t;
 }
 
+/* Over several hosts: of the near rows, and then the other hosts' sums. */
+FE_DEVICE fe_term fe_term_of(const fe_cuda_args &a, int token, int first) {
+    int topk = a.route.shape.topk, k = first + fe_lane();
+    if (fe_cuda_far(&a.world) && k >= topk) return fe_far_term(a, token, k - topk);
+    fe_term t = fe_near_term(a, token, first);
+    if (a.pass.reduce.weighted && t.at.slot >= 0 && !fe_near(a.world, t.at.rank)) t.at.slot = -1;
+    return t;
+}
+
+FE_DEVICE const char *fe_near_row(const fe_board &b, fe_cuda_place at) {
+    return fe_board_at(b, at.rank, FE_OFFER_ROWS) + (size_t)at.slot * b.note[at.rank].word[FE_OFFER_STRIDE];
+}
 FE_DEVICE const char *fe_row_from(const fe_cuda_args &a, const fe_board &b, fe_cuda_place at) {
     const fe_reduce &r = a.pass.reduce;
     if (at.rank <= FE_SUMS_OF)
         return fe_sums_from(a, FE_SUMS_OF - at.rank) + (size_t)at.slot * r.columns * (r.in_type == FERRY_FP32 ? 4 : 2);
-    return fe_board_at(b, at.rank, FE_OFFER_ROWS) + (size_t)at.slot * b.note[at.rank].word[FE_OFFER_STRIDE];
+    return fe_near_row(b, at);
 }
 
 /* Of the places of near ranks' rows. */

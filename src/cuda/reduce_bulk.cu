@@ -1,4 +1,4 @@
-/* Combine, owner's side: through shared memory, where there are few blocks and rows are long. A block's warps form teams that share
+/* Combine, owner's side, of one host: through shared memory, where there are few blocks and rows are long. A block's warps form teams that share
  * nothing. The last warp of a team asks for rows by bulk copies, into a ring of stages; the others add them up in the order in which
  * they were asked for. Both walk the same lists, so a stage carries nothing but bytes. */
 #include "cuda/launch.cuh"
@@ -74,7 +74,7 @@ FE_DEVICE int bytes_of(const team_shape &sh, int row_bytes, int piece) {
 FE_DEVICE fe_term coming_term(const fe_cuda_args &a, const fe_share &item) {
     fe_share coming = fe_after(item);
     fe_term none = {{-1, -1}, 0};
-    return fe_more(coming) ? fe_term_of(a, coming.token, 0) : none;
+    return fe_more(coming) ? fe_near_term(a, coming.token, 0) : none;
 }
 
 /* The asking warp. */
@@ -87,8 +87,8 @@ FE_DEVICE void ask_all(const fe_cuda_args &a, const fe_board &b, const team_shap
         uint32_t bytes = (uint32_t)bytes_of(sh, row_bytes, item.piece);
         next = coming_term(a, item);
         for (int first = 0; first < topk; first += FE_WARP) {
-            if (first) t = fe_term_of(a, item.token, first);
-            const char *from = t.at.slot >= 0 ? fe_row_from(a, b, t.at) + (size_t)item.piece * sh.piece_bytes : NULL;
+            if (first) t = fe_near_term(a, item.token, first);
+            const char *from = t.at.slot >= 0 ? fe_near_row(b, t.at) + (size_t)item.piece * sh.piece_bytes : NULL;
             for (uint32_t left = __ballot_sync(FE_ALL, t.at.slot >= 0); left; left &= left - 1) {
                 const char *row = fe_of_lane(from, __ffs((int)left) - 1);
                 if (fe_lane() == 0) {
@@ -132,7 +132,7 @@ FE_DEVICE void sum_piece(const fe_cuda_args &a, const team_shape &sh, ring *r, c
             fe_start<IN>(m, item.token, begin + (size_t)(i * apart), sum[i]);
     }
     for (int first = 0; first < topk; first += FE_WARP) {
-        if (first) t = fe_term_of(a, item.token, first);
+        if (first) t = fe_near_term(a, item.token, first);
         for (uint32_t left = __ballot_sync(FE_ALL, t.at.slot >= 0); left; left &= left - 1) {
             float weight = __shfl_sync(FE_ALL, t.weight, __ffs((int)left) - 1);
             fe_bar_wait(r->bar, r->parity);
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(WARPS *FE_WARP)
     ring r = open_ring(sh, shared, team, member); /* known to the team by fe_open's barrier */
     fe_share item = fe_share_of((int)blockIdx.x + team * grid, grid * sh.teams, a.route.shape.tokens, sh.pieces);
     fe_term first = {{-1, -1}, 0};
-    if (fe_more(item)) first = fe_term_of(a, item.token, 0);
+    if (fe_more(item)) first = fe_near_term(a, item.token, 0);
     if (!fe_open(a, &epoch)) return;
     fe_board b = fe_board_of(a, FE_OFFER);
     if (!fe_reduce_wide(a, b))
@@ -224,6 +224,7 @@ cudaError_t fe_cuda_reduce_bulk(fe_cuda_args *args, cudaStream_t stream, bool *d
     const fe_reduce *r = &args->pass.reduce;
     int row_bytes = (int)r->columns * (16 / FE_LANES(r->in_type)), which = which_of(r->in_type), most = 0;
     if (row_bytes < LEAST_ROW || row_bytes % 16 != 0) return cudaSuccess;
+    if (fe_cuda_far(&args->world)) return cudaSuccess; /* other hosts' sums want registers that there are none of */
     cudaError_t error = fe_kernel_room(kernel_of(which), known[which], &most);
     if (error != cudaSuccess) return error;
     team_shape sh;

@@ -139,7 +139,7 @@ FE_DEVICE void send_all(const fe_cuda_args &a, const fe_board &b, const ring_sha
 #endif
 
 namespace ferry {
-__global__ void __launch_bounds__(WARPS *FE_WARP)
+__global__ void __launch_bounds__(WARPS *FE_WARP, 1)
     dispatch_rings(const __grid_constant__ fe_cuda_args a, const __grid_constant__ ring_shape sh) {
     uint64_t epoch;
 #if FE_BULK
