@@ -4,7 +4,7 @@
 #include "cuda/record.cuh"
 #include "cuda/reduce.cuh"
 
-#define WARPS      12 /* 168 registers each; 128 were not enough */
+#define WARPS      12     /* 168 registers each; 128 were not enough */
 #define PUSH_BYTES 262144 /* of sums for one host that a block makes at a time and hands to the network in one write */
 
 typedef struct served { /* a host whose tokens are summed */

@@ -139,15 +139,12 @@ static ferry_status take_blocks(regroup *r) {
 
 static ferry_status meet(regroup *r) {
     ferry_group *g = r->g;
-    fe_heap *heap = &g->engine.heap;
     FE_TRY(muster(r));
     FE_TRY(fe_config_agree(r->cfg, r->boot, g->rank, g->ranks, r->who));
     ferry_status status = r->fresh ? make_own(r) : FERRY_OK;
     if (status == FERRY_OK && r->fresh) status = check_room(g, &g->map);
-    FE_TRY(fe_heap_admit(r->boot, heap, r->who, r->is_fresh, status));
-    bool mine_too = r->fresh || !r->all[g->rank].member;
-    if (r->behind) FE_TRY(fe_heap_tell_blocks(r->boot, heap, r->teller, (size_t)r->all[r->teller].blocks, mine_too));
-    if (mine_too) heap->story = r->verdict.story;
+    FE_TRY(fe_heap_admit(r->boot, &g->engine.heap, r->who, r->is_fresh, status));
+    FE_TRY(take_blocks(r));
     return fe_group_last_word(g, r->boot, r->fresh ? open_own(r) : FERRY_OK);
 }
 
