@@ -66,8 +66,9 @@ size_t fe_cuda_extra_bytes(const fe_engine *engine, const fe_shape *shape);
 ferry_status fe_cuda_news(fe_engine *engine);
 /* What was told and not yet heard becomes the group's fault, and the next sync's answer. */
 void fe_cuda_look(fe_engine *engine);
-/* What was wrong with the pass that its caller has waited for, and not with the group; by the number of its launch. */
-ferry_status fe_cuda_take_own(fe_engine *engine, const fe_pass *pass, uint64_t number);
+/* What was wrong with the pass that its caller has waited for, and not with the group, by the number of its launch; with pass NULL, with
+ * any that nobody waits for. It is not told again. */
+ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass, uint64_t number);
 /* The first error since the last such call that fe_cuda_look has found: of passes that nobody waited for. */
 ferry_status fe_cuda_take_untold(fe_engine *engine);
 

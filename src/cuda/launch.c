@@ -72,7 +72,7 @@ static ferry_status finish(fe_engine *engine, cudaStream_t native, const fe_pass
     FE_CUDA_TRY(cudaStreamSynchronize(native), engine->heap.rank, pass->step);
     FE_TRY(fe_cuda_news(engine));
     FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
-    return fe_cuda_take_own(engine, pass, number);
+    return fe_cuda_take_soft(engine, pass, number);
 }
 
 static ferry_status launch(fe_engine *engine, cudaStream_t native, bool wait, const fe_pass *pass) {

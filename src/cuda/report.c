@@ -62,8 +62,7 @@ static ferry_status tell_soft(const fe_engine *engine, const fe_cuda_soft *soft,
                    (unsigned long long)pass->until.value, (unsigned long long)soft->word);
 }
 
-/* Clears the report. pass: what was launched; NULL: nobody waits for it. */
-static ferry_status take_soft(fe_engine *engine, const fe_pass *pass, uint64_t number) {
+ferry_status fe_cuda_take_soft(fe_engine *engine, const fe_pass *pass, uint64_t number) {
     fe_cuda *cuda = fe_cuda_of(engine);
     fe_cuda_soft *soft = &cuda->world.report->soft[pass != NULL];
     ferry_status status = FERRY_OK;
@@ -74,10 +73,6 @@ static ferry_status take_soft(fe_engine *engine, const fe_pass *pass, uint64_t n
     }
     pthread_mutex_unlock(&cuda->lock);
     return status;
-}
-
-ferry_status fe_cuda_take_own(fe_engine *engine, const fe_pass *pass, uint64_t number) {
-    return take_soft(engine, pass, number);
 }
 
 /* Kernels do not say on which stream they were: the next sync of any tells. */
@@ -91,7 +86,7 @@ static void keep(fe_cuda *cuda, ferry_status status) {
 }
 
 void fe_cuda_look(fe_engine *engine) {
-    ferry_status status = take_soft(engine, NULL, 0);
+    ferry_status status = fe_cuda_take_soft(engine, NULL, 0);
     if (status != FERRY_OK) {
         fe_cuda_core->fault_note(&engine->fault, status, false);
         keep(fe_cuda_of(engine), status);

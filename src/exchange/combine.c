@@ -146,22 +146,11 @@ static uint64_t format_of(const plan *p) {
 }
 
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
-    static const struct {
-        const char *name;
-        int shift, bits;
-    } fields[] = {{"route number (modulo 4096)", 52, 12},
-                  {"dtype of in.rows", 28, 4},
-                  {"columns of in.rows", 0, 28},
-                  {"presence of in.weights", 32, 1}};
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        uint64_t mask = ((uint64_t)1 << fields[i].bits) - 1;
-        uint64_t mine = ours[FE_OFFER_FORMAT] >> fields[i].shift & mask;
-        uint64_t his = theirs[FE_OFFER_FORMAT] >> fields[i].shift & mask;
-        if (mine != his)
-            return fe_fail(FERRY_MISMATCH, "%s: %s is %llu on rank %d, %llu on rank %d", step, fields[i].name,
-                           (unsigned long long)mine, rank, (unsigned long long)his, other);
-    }
-    return FERRY_OK;
+    static const fe_agreed agreed[] = {{"route number (modulo 4096)", FE_OFFER_FORMAT, 52, 12, 1},
+                                       {"dtype of in.rows", FE_OFFER_FORMAT, 28, 4, 1},
+                                       {"columns of in.rows", FE_OFFER_FORMAT, 0, 28, 1},
+                                       {"presence of in.weights", FE_OFFER_FORMAT, 32, 1, 1}};
+    return fe_agreed_compare(agreed, sizeof agreed / sizeof *agreed, step, rank, ours, other, theirs);
 }
 
 /* ---- the two passes ---- */

@@ -214,36 +214,24 @@ static uint64_t format_of(const plan *p) {
 }
 
 /* The words that must be equal, field by field; layout, mode and so on as in fe_route_kind. */
-static const struct {
-    const char *name;
-    int word, shift, bits, unit;
-} agreed[] = {{"route number (modulo 4096)", FE_AT_FORMAT, 52, 12, 1},
-              {"layout of the route", FE_AT_ROUTE, 0, 3, 1},
-              {"mode of the route", FE_AT_ROUTE, 3, 1, 1},
-              {"overflow of the route", FE_AT_ROUTE, 4, 1, 1},
-              {"packed of the route", FE_AT_ROUTE, 5, 1, 1},
-              {"presence of topk_weights", FE_AT_ROUTE, 6, 1, 1},
-              {"topk of the route", FE_AT_ROUTE, 7, 7, 1},
-              {"exchange of counts for the route (capacities)", FE_AT_ROUTE, 14, 1, 1},
-              {"renormalise of the route", FE_AT_ROUTE, 15, 1, 1},
-              {"order of the route", FE_AT_ROUTE, 16, 1, 1},
-              {"row bytes", FE_AT_FORMAT, 0, 28, 1},
-              {"cast", FE_AT_FORMAT, 48, 3, 1},
-              {"dtype of rows", FE_AT_ROUTE, 24, 8, 1},
-              {"delivery of topk", FE_AT_FORMAT, 51, 1, 1},
-              {"scale bytes", FE_AT_FORMAT, 28, 20, 4}};
+static const fe_agreed agreed[] = {{"route number (modulo 4096)", FE_AT_FORMAT, 52, 12, 1},
+                                   {"layout of the route", FE_AT_ROUTE, 0, 3, 1},
+                                   {"mode of the route", FE_AT_ROUTE, 3, 1, 1},
+                                   {"overflow of the route", FE_AT_ROUTE, 4, 1, 1},
+                                   {"packed of the route", FE_AT_ROUTE, 5, 1, 1},
+                                   {"presence of topk_weights", FE_AT_ROUTE, 6, 1, 1},
+                                   {"topk of the route", FE_AT_ROUTE, 7, 7, 1},
+                                   {"exchange of counts for the route (capacities)", FE_AT_ROUTE, 14, 1, 1},
+                                   {"renormalise of the route", FE_AT_ROUTE, 15, 1, 1},
+                                   {"order of the route", FE_AT_ROUTE, 16, 1, 1},
+                                   {"row bytes", FE_AT_FORMAT, 0, 28, 1},
+                                   {"cast", FE_AT_FORMAT, 48, 3, 1},
+                                   {"dtype of rows", FE_AT_ROUTE, 24, 8, 1},
+                                   {"delivery of topk", FE_AT_FORMAT, 51, 1, 1},
+                                   {"scale bytes", FE_AT_FORMAT, 28, 20, 4}};
 
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
-    for (size_t i = 0; i < sizeof agreed / sizeof *agreed; i++) {
-        uint64_t mask = ((uint64_t)1 << agreed[i].bits) - 1;
-        uint64_t mine = ours[agreed[i].word] >> agreed[i].shift & mask,
-                 his = theirs[agreed[i].word] >> agreed[i].shift & mask;
-        if (mine != his)
-            return fe_fail(FERRY_MISMATCH, "%s: %s is %llu on rank %d, %llu on rank %d", step, agreed[i].name,
-                           (unsigned long long)mine * (unsigned)agreed[i].unit, rank,
-                           (unsigned long long)his * (unsigned)agreed[i].unit, other);
-    }
-    return FERRY_OK;
+    return fe_agreed_compare(agreed, sizeof agreed / sizeof *agreed, step, rank, ours, other, theirs);
 }
 
 /* ---- the two passes ---- */

@@ -172,15 +172,8 @@ static ferry_status fill_shape(const ferry_group *g, const ferry_route_config *c
 
 /* ---- the passes ---- */
 
-enum { WORD_KIND, WORD_TOPK, WORD_ALIGNMENT, WORD_EXPERT_CAPACITY, WORD_RANK_CAPACITY, WORD_ID, WORDS };
+enum { WORD_KIND, WORD_ALIGNMENT, WORD_EXPERT_CAPACITY, WORD_RANK_CAPACITY, WORD_ID, WORDS };
 _Static_assert(WORDS <= FE_CELL_WORDS, "what ranks compare of a route must fit a note");
-
-static uint64_t kind_of(const ferry_route *r) {
-    const fe_shape *s = &r->data.shape;
-    return (uint64_t)s->layout | (uint64_t)s->mode << 8 | (uint64_t)s->overflow << 16 |
-           (uint64_t)(r->data.table.weights != NULL) << 24 | (uint64_t)s->packed << 32 |
-           (uint64_t)s->renormalise << 40 | (uint64_t)s->order << 48;
-}
 
 uint64_t fe_route_kind(const ferry_route *r) {
     const fe_shape *s = &r->data.shape;
@@ -192,30 +185,40 @@ uint64_t fe_route_kind(const ferry_route *r) {
 static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
     const fe_shape *s = &r->data.shape;
     memset(word, 0, FE_CELL_WORDS * sizeof *word);
-    word[WORD_KIND] = kind_of(r);
-    word[WORD_TOPK] = (uint64_t)s->topk;
+    word[WORD_KIND] = fe_route_kind(r);
     word[WORD_ALIGNMENT] = (uint64_t)s->alignment;
     word[WORD_EXPERT_CAPACITY] = (uint64_t)s->expert_capacity;
     word[WORD_RANK_CAPACITY] = (uint64_t)s->rank_capacity;
     word[WORD_ID] = r->id;
 }
 
-static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
-    static const char *const kinds[] = {"layout", "mode",        "overflow", "presence of topk_weights",
-                                        "packed", "renormalise", "order"};
-    static const char *const names[] = {NULL,          "topk", "expert_alignment", "expert_capacity", "rank_capacity",
-                                        "route number"};
-    for (int i = 0; i < (int)(sizeof kinds / sizeof *kinds); i++) {
-        unsigned mine = ours[WORD_KIND] >> 8 * i & 0xff, his = theirs[WORD_KIND] >> 8 * i & 0xff;
+ferry_status fe_agreed_compare(const fe_agreed *agreed, size_t count, const char *step, int rank, const uint64_t *ours,
+                               int other, const uint64_t *theirs) {
+    for (const fe_agreed *a = agreed; a < agreed + count; a++) {
+        uint64_t mask = a->bits < 64 ? ((uint64_t)1 << a->bits) - 1 : ~(uint64_t)0;
+        uint64_t mine = ours[a->word] >> a->shift & mask, his = theirs[a->word] >> a->shift & mask;
         if (mine != his)
-            return fe_fail(FERRY_MISMATCH, "%s: %s is %u on rank %d, %u on rank %d", step, kinds[i], mine, rank, his,
-                           other);
+            return fe_fail(FERRY_MISMATCH, "%s: %s is %llu on rank %d, %llu on rank %d", step, a->name,
+                           (unsigned long long)mine * (unsigned)a->unit, rank,
+                           (unsigned long long)his * (unsigned)a->unit, other);
     }
-    for (int i = WORD_TOPK; i < WORDS; i++)
-        if (ours[i] != theirs[i])
-            return fe_fail(FERRY_MISMATCH, "%s: %s is %llu on rank %d, %llu on rank %d", step, names[i],
-                           (unsigned long long)ours[i], rank, (unsigned long long)theirs[i], other);
     return FERRY_OK;
+}
+
+static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
+    static const fe_agreed agreed[] = {{"layout", WORD_KIND, 0, 3, 1},
+                                       {"mode", WORD_KIND, 3, 1, 1},
+                                       {"overflow", WORD_KIND, 4, 1, 1},
+                                       {"presence of topk_weights", WORD_KIND, 6, 1, 1},
+                                       {"packed", WORD_KIND, 5, 1, 1},
+                                       {"renormalise", WORD_KIND, 15, 1, 1},
+                                       {"order", WORD_KIND, 16, 1, 1},
+                                       {"topk", WORD_KIND, 7, 7, 1},
+                                       {"expert_alignment", WORD_ALIGNMENT, 0, 64, 1},
+                                       {"expert_capacity", WORD_EXPERT_CAPACITY, 0, 64, 1},
+                                       {"rank_capacity", WORD_RANK_CAPACITY, 0, 64, 1},
+                                       {"route number", WORD_ID, 0, 64, 1}};
+    return fe_agreed_compare(agreed, sizeof agreed / sizeof *agreed, step, rank, ours, other, theirs);
 }
 
 static fe_pass count_pass(ferry_route *r) {

@@ -28,8 +28,17 @@ struct ferry_route {
 ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream, const char *call);
 
 /* What ranks must have in common of a route before a row of it is sent: layout (3 bits), mode, overflow, packed, presence of weights (a bit
- * each), topk (7 bits), whether counts are exchanged, renormalise. */
+ * each), topk (7 bits), whether counts are exchanged, renormalise, order. */
 uint64_t fe_route_kind(const ferry_route *route);
+
+/* A piece of a note's payload that is the same on all ranks. unit: what its number counts. */
+typedef struct fe_agreed {
+    const char *name;
+    int word, shift, bits, unit;
+} fe_agreed;
+/* FERRY_MISMATCH, which names the first piece that differs, and both numbers; FERRY_OK: none does. */
+ferry_status fe_agreed_compare(const fe_agreed *agreed, size_t count, const char *step, int rank, const uint64_t *ours,
+                               int other, const uint64_t *theirs);
 
 /* Puts the pass on the stream (NULL: runs it). wait: does not return before it has run, with its status. */
 ferry_status fe_route_submit(ferry_group *group, ferry_stream *stream, const fe_pass *pass, bool wait);
