@@ -52,14 +52,21 @@ typedef struct fe_cuda_report {
     fe_cuda_soft soft[2];           /* [1]: of passes that their caller waits for, which tell him alone */
 } fe_cuda_report;
 
-/* A group as kernels see it. What every pass looks at comes first: each line of a kernel's argument is fetched when it is first asked for. */
+/* A group as kernels see it. What every pass looks at comes first, in 64 bytes: each line of a kernel's argument is fetched when it is first
+ * asked for. */
 typedef struct fe_cuda_world {
     int rank, ranks;
+    bool far;   /* several hosts: notes are in host memory, and go to the proxy as well */
+    bool plain; /* not far, and no rank is masked: nobody need be looked up */
     fe_cuda_own *own;
+    char *here; /* this rank's post */
     char *const
         *post; /* [ranks] where notes, counts and boxes are: the space (and then the same table), or host memory */
     char *const *space; /* [ranks] device memory; far: NULL */
     uint64_t era, timeout_ns;
+    uint32_t *waiting;
+    const uint32_t *aborted; /* of this rank's control block in host memory; NULL where that cannot be mapped */
+    fe_map map;              /* with arrays in device memory */
     uint32_t masked[FERRY_MAX_RANKS /
                     32];   /* a bit a rank. Here, where all lanes read a word at once, a look costs no load */
     fe_hosts hosts;        /* with arrays in device memory; count 1: what follows is not there */
@@ -71,9 +78,6 @@ typedef struct fe_cuda_world {
     int board_blocks, near_ranks;
     uint64_t space_bytes;
     fe_cuda_report *report;
-    const uint32_t *aborted; /* of this rank's control block in host memory; NULL where that cannot be mapped */
-    uint32_t *waiting;
-    fe_map map; /* with arrays in device memory */
     uint64_t scratch_at;
     const uint8_t *mask; /* [ranks] the same for kernels of the caller's. Device memory */
 } fe_cuda_world;
@@ -93,11 +97,12 @@ typedef struct fe_cuda_extra { /* of a route; device memory */
 
 /* A kernel's argument. */
 typedef struct fe_cuda_args {
+    int blocks, ticket;
+    int tide, begins; /* of the pass, as found by fe_pass_tide and fe_begins */
+    fe_cuda_world world;
     fe_pass pass;
     fe_route_data route; /* a copy of *pass.route */
     fe_cuda_extra extra;
-    fe_cuda_world world;
-    int blocks, ticket;
     uint64_t number; /* of the launch, from 1; one of a graph keeps it */
     int awaited;     /* 1: the caller waits for the pass, and is told what is wrong with it */
     int early;       /* kernels are of code that has fe_after_stream: they may be set up ahead */
@@ -117,10 +122,6 @@ FE_PURE int fe_tide(fe_kind kind) {
            : kind == FE_RETURNED ? (int)FE_OFFER / 2
                                  : (int)kind / 2;
 }
-/* Over several hosts notes are in host memory, and go to the proxy as well. */
-FE_PURE bool fe_cuda_far(const fe_cuda_world *w) {
-    return w->hosts.count > 1;
-}
 FE_PURE bool fe_has_notes(const fe_pass *p) {
     return p->announce.used || p->await.used || p->signal.used || p->settle.used;
 }
@@ -130,6 +131,12 @@ FE_PURE int fe_pass_tide(const fe_pass *p) {
                    : p->signal.used ? p->signal.kind
                    : p->await.used  ? p->await.kind
                                     : p->settle.kind);
+}
+
+/* Does the pass begin a step of its tide (and count it), or go on with one? */
+FE_PURE bool fe_begins(const fe_pass *p) {
+    return p->announce.used ||
+           (p->signal.used && (p->signal.kind == FE_COUNTS || p->signal.kind == FE_OFFER || p->signal.kind == FE_MEET));
 }
 
 #ifdef __cplusplus

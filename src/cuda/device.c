@@ -78,6 +78,7 @@ static ferry_status upload_tables(fe_engine *engine) {
     cuda->world.linked = (const uint8_t *)(base + at[6]);
     cuda->world.sharing = fe_cuda_memory_sharing(heap, true);
     cuda->world.post = fe_heap_staged(heap) ? (char *const *)(void *)(base + at[7]) : cuda->world.space;
+    cuda->world.here = cuda->posts[heap->rank];
     cuda->world.hosts = *hosts;
     cuda->world.hosts.host_of = (int *)(void *)(base + at[8]);
     cuda->world.hosts.index_of = (int *)(void *)(base + at[9]);
@@ -144,6 +145,8 @@ static ferry_status fill_world(fe_engine *engine) {
     cuda->world.report = report;
     cuda->world.rank = rank;
     cuda->world.ranks = engine->heap.ranks;
+    cuda->world.far = engine->heap.hosts.count > 1;
+    cuda->world.plain = !cuda->world.far;
     cuda->world.scratch_at = engine->heap.scratch_at;
     cuda->world.timeout_ns = (uint64_t)engine->watch.timeout_ns;
     FE_TRY(map_posts(engine));
@@ -197,6 +200,8 @@ static void write_mask(fe_engine *engine) {
     memset(world->masked, 0, sizeof world->masked);
     for (int r = 0; r < world->ranks; r++)
         if (fe_heap_masked(&engine->heap, r)) world->masked[r / 32] |= 1u << r % 32;
+    world->plain = !world->far;
+    for (int i = 0; i < FERRY_MAX_RANKS / 32; i++) world->plain = world->plain && !world->masked[i];
     world->era = engine->heap.era;
 }
 
@@ -329,7 +334,7 @@ static ferry_status fetch(fe_engine *engine, ferry_stream *stream, void *host, c
 
 static ferry_status fill_handle(fe_engine *engine, ferry_device_group *handle) {
     const fe_cuda_world *world = &fe_cuda_of(engine)->world;
-    if (fe_cuda_far(world))
+    if (world->far)
         return fe_fail(FERRY_UNSUPPORTED, "rank %d: kernels of the caller's reach one host, and the group has %d",
                        world->rank, world->hosts.count);
     handle->rank = world->rank;

@@ -58,6 +58,8 @@ static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass, bool w
                          .stage = cuda->stage,
                          .heap = &engine->heap};
     args.ticket = ticket_of(cuda, pass);
+    args.tide = fe_pass_tide(pass);
+    args.begins = fe_begins(pass);
     args.number = atomic_fetch_add(&cuda->launches, 1) + 1;
     args.awaited = wait;
     if (!pass->route) return args;

@@ -23,7 +23,7 @@ static cudaError_t carry(const fe_cuda_args *args, void *to, const void *from, s
 cudaError_t fe_cuda_launch_publish(fe_cuda_args *args, cudaStream_t stream) {
     const fe_publish *p = &args->pass.publish;
     cudaError_t error = carry(args, scratch_of(args, args->world.rank), p->from, p->bytes, stream);
-    if (fe_cuda_far(&args->world)) {
+    if (args->world.far) {
         args->push.bytes = p->bytes;
         args->push.local = args->world.scratch_at + (size_t)args->pass.half * FE_CUDA_SCRATCH;
         args->push.remote = fe_room_mirror(args->heap, args->pass.half, args->heap->hosts.mine);

@@ -29,6 +29,12 @@ FE_DEVICE uint32_t fe_acquire32(const uint32_t *word) {
 FE_DEVICE void fe_release32(uint32_t *word, uint32_t value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
+/* By blocks of one GPU; the value before. */
+FE_DEVICE uint32_t fe_add_acq_rel(uint32_t *word, uint32_t add) {
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(word), "r"(add) : "memory");
+    return before;
+}
 /* Nanoseconds of a clock that all blocks share; its steps are about a microsecond. */
 FE_DEVICE uint64_t fe_device_ns(void) {
     uint64_t now;
@@ -58,8 +64,9 @@ FE_DEVICE uint64_t fe_whole_epoch(const fe_cuda_args &a, uint64_t epoch) {
     return epoch ? 2 * epoch - (uint64_t)a.pass.half : 0;
 }
 
-FE_DEVICE void fe_tell_fatal(const fe_cuda_args &a, ferry_status status, uint64_t epoch) {
+FE_COLD void fe_tell_fatal(const fe_cuda_args &a, ferry_status status, uint64_t epoch) {
     fe_cuda_report *r = a.world.report;
+#pragma unroll 1
     for (int i = 0; i < (int)sizeof r->step; i++) r->step[i] = a.pass.step[i];
     r->epoch = fe_whole_epoch(a, epoch);
     r->explain = a.pass.explain;
@@ -90,25 +97,33 @@ FE_DEVICE void fe_refuse(const fe_cuda_args &a, int rank) {
 /* ---- notes ---- */
 
 FE_DEVICE bool fe_near(const fe_cuda_world &w, int rank) {
-    return !fe_cuda_far(&w) || fe_hosts_near(&w.hosts, rank);
+    return !w.far || fe_hosts_near(&w.hosts, rank);
 }
 FE_DEVICE fe_cell *fe_cell_of(const fe_cuda_world &w, int owner, int kind, int half, int source) {
-    return (fe_cell *)w.post[owner] + ((size_t)kind * 2 + half) * w.ranks + source;
+    return (fe_cell *)w.post[owner] + (kind * 2 + half) * w.ranks + source;
+}
+/* Those of this rank's; without a look at a table. */
+FE_DEVICE fe_cell *fe_cells_here(const fe_cuda_world &w, int kind, int half) {
+    return (fe_cell *)w.here + (kind * 2 + half) * w.ranks;
 }
 
 FE_DEVICE bool fe_masked(const fe_cuda_world &w, int rank) {
     return w.masked[rank / 32] >> rank % 32 & 1;
 }
 /* Does its note come to this rank? */
-FE_DEVICE bool fe_hears(const fe_cuda_world &w, fe_kind kind, int source) {
+FE_COLD bool fe_hears_of(const fe_cuda_world &w, fe_kind kind, int source) {
     return !fe_masked(w, source) && fe_hosts_hear(&w.hosts, kind, source);
+}
+FE_DEVICE bool fe_hears(const fe_cuda_world &w, fe_kind kind, int source) {
+    return w.plain || fe_hears_of(w, kind, source);
 }
 /* Ranks whose memory steps read and write. */
 FE_DEVICE bool fe_reaches(const fe_cuda_world &w, int rank) {
-    return !fe_masked(w, rank) && fe_near(w, rank);
+    return w.plain || (!fe_masked(w, rank) && fe_near(w, rank));
 }
 
-FE_DEVICE bool fe_give_up(const fe_cuda_args &a, uint64_t *start, ferry_status *why, uint64_t timeout_ns) {
+/* One thread, now and then in a wait: is it over, and why? *start, 0 at first: when the wait was first asked about. */
+FE_COLD bool fe_give_up(const fe_cuda_args &a, uint64_t *start, ferry_status *why, uint64_t timeout_ns) {
     uint64_t now = fe_device_ns();
     if (*start == 0) {
         *start = now;
@@ -187,10 +202,11 @@ FE_COLD void fe_tell_far(const fe_cuda_args &a, int host, fe_kind kind, const ui
  * hears. Cells hold the epoch as the host counts, both halves together. */
 FE_DEVICE void fe_say(const fe_cuda_args &a, const fe_note &note, uint64_t epoch) {
     const fe_cuda_world &w = a.world;
-    if (fe_cuda_far(&w) && fe_reach_of(note.kind) != FE_REACH_NEAR && fe_lane() == 0)
+    if (w.far && fe_reach_of(note.kind) != FE_REACH_NEAR && fe_lane() == 0)
         fe_tell_far(a, -1, note.kind, note.word, epoch);
+#pragma unroll 1
     for (int i = fe_lane(); i < w.ranks; i += FE_WARP) { /* starting behind oneself spreads the stores over owners */
-        int owner = (w.rank + 1 + i) % w.ranks;
+        int owner = w.rank + 1 + i - (w.rank + 1 + i < w.ranks ? 0 : w.ranks);
         if (!fe_reaches(w, owner)) continue;
         fe_cell *cell = fe_cell_of(w, owner, note.kind, note.half, w.rank);
         for (int k = 0; k < FE_CELL_WORDS; k++) cell->word[k] = note.word[k];
@@ -199,27 +215,33 @@ FE_DEVICE void fe_say(const fe_cuda_args &a, const fe_note &note, uint64_t epoch
     __syncwarp();
 }
 
+/* One thread: who had come how far when the wait was given up. */
+FE_COLD void fe_tell_late(const fe_cuda_args &a, const fe_await &await, ferry_status why, uint64_t epoch) {
+    const fe_cuda_world &w = a.world;
+    if (!fe_break(a)) return;
+#pragma unroll 1
+    for (int r = 0; r < w.ranks; r++)
+        w.report->seen[r] =
+            fe_hears(w, await.kind, r) ? fe_acquire(&fe_cells_here(w, await.kind, await.half)[r].epoch) : ~(uint64_t)0;
+    fe_tell_fatal(a, why, epoch);
+}
+
 /* One whole warp: until every rank's cell has reached the epoch. False: it was not, and the host has been told. */
 FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t epoch) {
     const fe_cuda_world &w = a.world;
+    const fe_cell *cell = fe_cells_here(w, await.kind, await.half);
     uint64_t start = 0, whole = fe_whole_epoch(a, epoch);
     for (uint32_t turn = 1;; turn++) {
         bool here = true;
+#pragma unroll 1
         for (int r = fe_lane(); r < w.ranks; r += FE_WARP)
-            if (fe_hears(w, await.kind, r))
-                here = here && fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch) >= whole;
+            if (fe_hears(w, await.kind, r)) here = here && fe_acquire(&cell[r].epoch) >= whole;
         if (__all_sync(FE_ALL, here)) break;
         if (turn % 256 != 0) continue; /* the clock, and even more the host's word, cost more than a look at a cell */
         ferry_status why = FERRY_OK;
         int stop = fe_lane() == 0 && fe_give_up(a, &start, &why, w.timeout_ns);
         if (!__shfl_sync(FE_ALL, stop, 0)) continue;
-        if (fe_lane() == 0 && fe_break(a)) {
-            for (int r = 0; r < w.ranks; r++)
-                w.report->seen[r] = fe_hears(w, await.kind, r)
-                                        ? fe_acquire(&fe_cell_of(w, w.rank, await.kind, await.half, r)->epoch)
-                                        : ~(uint64_t)0;
-            fe_tell_fatal(a, why, epoch);
-        }
+        if (fe_lane() == 0) fe_tell_late(a, await, why, epoch);
         return false;
     }
     if (start) *(volatile uint32_t *)w.waiting = 0;
@@ -227,29 +249,35 @@ FE_DEVICE bool fe_hear(const fe_cuda_args &a, const fe_await &await, uint64_t ep
     return true;
 }
 
-/* One whole warp, after fe_hear: do the words that must be equal agree? False: they do not, and the host has been told. */
-FE_DEVICE bool fe_agree(const fe_cuda_args &a, const fe_await &await, uint64_t epoch) {
+/* One thread: whose words, and which. */
+FE_COLD void fe_tell_unlike(const fe_cuda_args &a, const fe_await &await, int other, uint64_t epoch) {
     const fe_cuda_world &w = a.world;
-    int other = w.ranks;
-    for (int r = fe_lane(); await.same && r < w.ranks; r += FE_WARP) {
-        if (!fe_hears(w, await.kind, r) || !fe_hosts_read(&w.hosts, await.kind, r)) continue;
-        for (int k = 0; k < FE_CELL_WORDS; k++)
-            if ((await.same >> k & 1) && fe_cell_of(w, w.rank, await.kind, await.half, r)->word[k] != await.word[k] &&
-                r < other)
-                other = r;
-    }
-    other = __reduce_min_sync(FE_ALL, other);
-    if (other == w.ranks) return true;
-    if (fe_lane() != 0 || (!a.pass.lenient && !fe_break(a))) return false;
+    if (!a.pass.lenient && !fe_break(a)) return;
     w.report->other = other;
     for (int k = 0; k < FE_CELL_WORDS; k++) {
         w.report->ours[k] = await.word[k];
-        w.report->theirs[k] = fe_cell_of(w, w.rank, await.kind, await.half, other)->word[k];
+        w.report->theirs[k] = fe_cells_here(w, await.kind, await.half)[other].word[k];
     }
     if (a.pass.lenient)
         fe_tell_soft(a, FERRY_MISMATCH);
     else
         fe_tell_fatal(a, FERRY_MISMATCH, epoch);
+}
+
+/* One whole warp, after fe_hear: do the words that must be equal agree? False: they do not, and the host has been told. */
+FE_DEVICE bool fe_agree(const fe_cuda_args &a, const fe_await &await, uint64_t epoch) {
+    const fe_cuda_world &w = a.world;
+    int other = w.ranks;
+#pragma unroll 1
+    for (int r = fe_lane(); await.same && r < w.ranks; r += FE_WARP) {
+        if (!fe_hears(w, await.kind, r) || (w.far && !fe_hosts_read(&w.hosts, await.kind, r))) continue;
+        const fe_cell *cell = fe_cells_here(w, await.kind, await.half) + r;
+        for (int k = 0; k < FE_CELL_WORDS; k++)
+            if ((await.same >> k & 1) && cell->word[k] != await.word[k] && r < other) other = r;
+    }
+    other = __reduce_min_sync(FE_ALL, other);
+    if (other == w.ranks) return true;
+    if (fe_lane() == 0) fe_tell_unlike(a, await, other, epoch);
     return false;
 }
 
@@ -265,6 +293,7 @@ FE_DEVICE void fe_read_tails(const fe_cuda_args &a, int index, int count) {
     const fe_shape &s = a.route.shape;
     const int32_t *tails = (const int32_t *)(a.world.post[s.rank] + a.pass.deliver.tails_at);
     int width = a.world.map.most_local, blocks = fe_units_here(a) * s.ranks;
+#pragma unroll 1
     for (int i = index; i < blocks; i += count) {
         int unit = i / s.ranks, source = i % s.ranks;
         a.route.blocks.counts[i] = tails[((size_t)a.pass.half * s.ranks + source) * width + unit];
@@ -276,6 +305,7 @@ FE_DEVICE void fe_read_tails(const fe_cuda_args &a, int index, int count) {
 FE_DEVICE void fe_write_counts(const fe_cuda_args &a, int index, int count) {
     const fe_deliver &d = a.pass.deliver;
     int blocks = fe_units_here(a) * a.route.shape.ranks;
+#pragma unroll 1
     for (int i = index; i < blocks; i += count) {
         if (d.counts_to) d.counts_to[i] = a.route.blocks.counts[i];
         if (d.starts_to) d.starts_to[i] = a.route.blocks.starts[i];
@@ -284,22 +314,10 @@ FE_DEVICE void fe_write_counts(const fe_cuda_args &a, int index, int count) {
 
 /* ---- the acts ---- */
 
-/* Whole warp. Nothing has failed, and the pass was put on its stream since the group last agreed on who is of it? A graph may be older: that
- * breaks the rank. Both words are asked for before either is looked at. */
-FE_DEVICE bool fe_in_force(const fe_cuda_args &a) {
-    uint64_t era = *(volatile uint64_t *)&a.world.own->era;
-    uint32_t broken = *(volatile uint32_t *)&a.world.own->broken;
-    if (broken) return false;
-    if (era == a.world.era) return true;
+/* Whole warp: the pass was put on its stream before the group last agreed on who is of it, as a graph may be. That breaks the rank. */
+FE_COLD void fe_outlived(const fe_cuda_args &a) {
     if (fe_lane() == 0 && fe_break(a)) fe_tell_fatal(a, FERRY_INVALID, 0);
     __syncwarp();
-    return false;
-}
-
-/* Does the pass begin a step of its tide (and count it), or go on with one? */
-FE_DEVICE bool fe_begins(const fe_pass &p) {
-    return p.announce.used ||
-           (p.signal.used && (p.signal.kind == FE_COUNTS || p.signal.kind == FE_OFFER || p.signal.kind == FE_MEET));
 }
 
 /* Whole block, first of all. False: the block has nothing to do and returns at once. *epoch is the step's. */
@@ -307,9 +325,14 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     __shared__ int go;
     const fe_pass &p = a.pass;
     fe_after_stream();
-    *epoch = *(volatile uint64_t *)&a.world.own->epoch[fe_pass_tide(&p)][p.half] + (fe_begins(p) ? 1 : 0);
+    const fe_cuda_own *own = a.world.own; /* all three are asked for before one is looked at */
+    uint64_t before = *(const volatile uint64_t *)&own->epoch[a.tide][p.half],
+             era = *(const volatile uint64_t *)&own->era;
+    uint32_t broken = *(const volatile uint32_t *)&own->broken;
+    *epoch = before + (uint64_t)a.begins;
     if (threadIdx.x < FE_WARP) {
-        bool good = fe_in_force(a);
+        bool good = !broken && era == a.world.era;
+        if (!broken && !good) fe_outlived(a);
         if (good && p.announce.used && blockIdx.x == 0) fe_say(a, p.announce, *epoch);
         if (good && p.await.used) {
             uint64_t until = p.await.kind == FE_COUNTED ? *epoch - 1 : *epoch;
@@ -322,21 +345,19 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     return go;
 }
 
-/* Whole block, when it is through with the move. True in the first warp of the block that comes last: what all have stored may be told. */
+/* Whole block, when it is through with the move. True in the first warp of the block that comes last: what all have stored may be told.
+ * Each block's one thread releases what the block's threads stored, which it has met at the barrier, and acquires what the blocks before
+ * released; that goes with whatever a lane of the last one releases to other ranks. */
 FE_DEVICE bool fe_last(const fe_cuda_args &a) {
-    fe_cuda_own *own = a.world.own;
     __syncthreads();
     if (threadIdx.x >= FE_WARP) return false;
     uint32_t before = 0;
     if (fe_lane() == 0) {
-        if (fe_cuda_far(&a.world))
-            __threadfence_system(); /* stores to host memory, before another block tells of them */
-        __threadfence();
-        if (gridDim.x > 1) before = atomicAdd(&own->done[a.ticket], 1u);
-        __threadfence();
+        if (a.world.far) __threadfence_system(); /* stores to host memory, before another block tells of them */
+        if (gridDim.x > 1) before = fe_add_acq_rel(&a.world.own->done[a.ticket], 1);
     }
     if (__shfl_sync(FE_ALL, before, 0) + 1 != gridDim.x) return false;
-    __syncwarp(); /* what lane 0 has fenced comes before what any lane says */
+    __syncwarp(); /* what lane 0 has acquired comes before what any lane says */
     return true;
 }
 
@@ -352,7 +373,7 @@ FE_DEVICE bool fe_settle(const fe_cuda_args &a, uint64_t epoch) {
     }
     if (fe_lane() != 0) return false;
     if (gridDim.x > 1) own->done[a.ticket] = 0;
-    if (fe_begins(p) && (good || p.lenient)) own->epoch[fe_pass_tide(&p)][p.half] = epoch;
+    if (a.begins && (good || p.lenient)) own->epoch[a.tide][p.half] = epoch;
     return true;
 }
 

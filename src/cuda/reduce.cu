@@ -68,8 +68,7 @@ cudaError_t fe_cuda_launch_reduce(fe_cuda_args *args, cudaStream_t stream) {
     const fe_reduce *r = &args->pass.reduce;
     bool done = false;
     cudaError_t error = cudaSuccess;
-    if (!fe_cuda_far(&args->world))
-        error = fe_cuda_reduce_bulk(args, stream, &done); /* which sums this host's rows alone */
+    if (!args->world.far) error = fe_cuda_reduce_bulk(args, stream, &done); /* which sums this host's rows alone */
     if (error != cudaSuccess || done) return error;
     int64_t pieces = ((int64_t)r->columns * (16 / FE_LANES(r->in_type)) + FE_SUM_PIECE - 1) / FE_SUM_PIECE;
     int threads = fe_share_out(args, args->route.shape.tokens * pieces, WARPS);

@@ -22,7 +22,7 @@ typedef struct fe_term {
 #define FE_SUMS_OF (-2)
 
 FE_DEVICE int fe_terms_most(const fe_cuda_args &a) {
-    return a.route.shape.topk + (fe_cuda_far(&a.world) ? a.world.hosts.count : 0);
+    return a.route.shape.topk + (a.world.far ? a.world.hosts.count : 0);
 }
 
 FE_DEVICE fe_term fe_far_term(const fe_cuda_args &a, int token, int host) {
@@ -53,7 +53,7 @@ FE_DEVICE fe_term fe_near_term(const fe_cuda_args &a, int token, int first) {
 /* Over several hosts: of the near rows, and then the other hosts' sums. */
 FE_DEVICE fe_term fe_term_of(const fe_cuda_args &a, int token, int first) {
     int topk = a.route.shape.topk, k = first + fe_lane();
-    if (fe_cuda_far(&a.world) && k >= topk) return fe_far_term(a, token, k - topk);
+    if (a.world.far && k >= topk) return fe_far_term(a, token, k - topk);
     fe_term t = fe_near_term(a, token, first);
     if (a.pass.reduce.weighted && t.at.slot >= 0 && !fe_near(a.world, t.at.rank)) t.at.slot = -1;
     return t;

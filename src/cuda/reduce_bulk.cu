@@ -224,7 +224,7 @@ cudaError_t fe_cuda_reduce_bulk(fe_cuda_args *args, cudaStream_t stream, bool *d
     const fe_reduce *r = &args->pass.reduce;
     int row_bytes = (int)r->columns * (16 / FE_LANES(r->in_type)), which = which_of(r->in_type), most = 0;
     if (row_bytes < LEAST_ROW || row_bytes % 16 != 0) return cudaSuccess;
-    if (fe_cuda_far(&args->world)) return cudaSuccess; /* other hosts' sums want registers that there are none of */
+    if (args->world.far) return cudaSuccess; /* other hosts' sums want registers that there are none of */
     cudaError_t error = fe_kernel_room(kernel_of(which), known[which], &most);
     if (error != cudaSuccess) return error;
     team_shape sh;

@@ -252,7 +252,7 @@ FE_DEVICE int finish_token(const fe_cuda_args &a, int64_t token, int *fan) {
     const fe_shape &s = a.route.shape;
     const int32_t *home = a.route.table.home + token * s.topk;
     fe_cuda_place *at = a.extra.at + token * s.topk, *go = a.extra.go + token * s.topk;
-    bool by_rank = s.layout == FERRY_LAYOUT_RANK, far = fe_cuda_far(&a.world);
+    bool by_rank = s.layout == FERRY_LAYOUT_RANK, far = a.world.far;
     int kept = 0, near = 0;
     for (*fan = 0; *fan < s.topk && go[*fan].slot >= 0; ++*fan) {
         int choice = go[*fan].slot;
@@ -326,9 +326,9 @@ FE_DEVICE void clear_tokens(const fe_cuda_args &a, span of) {
     for (int64_t i = from + fe_lane(); i < to; i += FE_WARP) {
         a.extra.go[i].rank = a.extra.go[i].slot = a.extra.at[i].rank = a.extra.at[i].slot = -1;
         a.route.table.home[i] = -1;
-        if (fe_cuda_far(&a.world)) a.route.table.slot[i] = -1;
+        if (a.world.far) a.route.table.slot[i] = -1;
     }
-    for (int i = of.from + fe_lane(); fe_cuda_far(&a.world) && i < of.to; i += FE_WARP) a.route.table.fan[i] = 0;
+    for (int i = of.from + fe_lane(); a.world.far && i < of.to; i += FE_WARP) a.route.table.fan[i] = 0;
 }
 
 /* Whole block. Rows of counts from other hosts: slots follow from them, so none may be more than a rank can send. */
@@ -354,7 +354,7 @@ __global__ void __launch_bounds__(WARPS_MOST *FE_WARP, 1) place(const __grid_con
     const int32_t *all = (const int32_t *)counts_of(a, s.rank, 0);
     uint64_t epoch;
     if (!fe_open(a, &epoch)) return;
-    if (fe_cuda_far(&a.world) && exchanged && !counts_sound(a, all)) return;
+    if (a.world.far && exchanged && !counts_sound(a, all)) return;
     for (int i = (int)threadIdx.x; i < 2 * warps * units; i += (int)blockDim.x) shared[i] = 0;
     if (exchanged)
         lay_ranks(a, all, a.extra.of_rank + (size_t)blockIdx.x * s.ranks);
@@ -420,7 +420,7 @@ cudaError_t fe_cuda_launch_count(fe_cuda_args *args, cudaStream_t stream) {
 cudaError_t fe_cuda_launch_spread(fe_cuda_args *args, cudaStream_t stream) {
     int counted = blocks_of(args, args->route_warps), ranks = args->world.ranks;
     if (args->blocks > ranks) args->blocks = ranks;
-    if (fe_cuda_far(&args->world)) { /* to other hosts from this rank's own row, and there on from its column's */
+    if (args->world.far) { /* to other hosts from this rank's own row, and there on from its column's */
         args->push.bytes = fe_counts_length(&args->world.map) * sizeof(int32_t);
         args->push.local = args->push.remote =
             args->route.counts_at + ((uint64_t)args->pass.half * ranks + args->world.rank) * args->push.bytes;
@@ -435,5 +435,5 @@ cudaError_t fe_cuda_launch_place(fe_cuda_args *args, cudaStream_t stream) {
     cudaError_t error = cudaMemsetAsync(args->route.totals, 0, sizeof *args->route.totals, stream);
     if (error != cudaSuccess) return error;
     error = fe_launch_pass(args, (const void *)ferry::place, args->route_warps * FE_WARP, args->route_shared, stream);
-    return error == cudaSuccess && fe_cuda_far(&args->world) ? fe_cuda_launch_number(args, stream) : error;
+    return error == cudaSuccess && args->world.far ? fe_cuda_launch_number(args, stream) : error;
 }

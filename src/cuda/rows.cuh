@@ -27,7 +27,7 @@ typedef struct fe_board {
 FE_DEVICE fe_board fe_board_of(const fe_cuda_args &a, int kind) {
     const fe_cuda_world &w = a.world;
     fe_board b = {fe_cell_of(w, w.rank, kind, a.pass.half, 0), w.space};
-    if (!fe_cuda_far(&w)) return b;
+    if (!w.far) return b;
     const int words = (int)(sizeof(fe_cell) / sizeof(uint64_t));
     fe_cell *mine = w.board + ((size_t)a.ticket * w.board_blocks + blockIdx.x) * w.ranks;
     const volatile uint64_t *from = (const volatile uint64_t *)b.note;

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(WARPS *FE_WARP) dispatch_plain(const __grid_co
 cudaError_t fe_cuda_launch_scatter(fe_cuda_args *args, cudaStream_t stream) {
     const fe_scatter *s = &args->pass.scatter;
     bool done = false;
-    if (fe_cuda_far(&args->world)) { /* what goes to other hosts goes first, and has said READY */
+    if (args->world.far) { /* what goes to other hosts goes first, and has said READY */
         fe_cuda_args pack = *args;
         cudaError_t packed = fe_cuda_launch_pack(&pack, stream);
         if (packed != cudaSuccess) return packed;
