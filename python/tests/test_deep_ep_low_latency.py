@@ -151,8 +151,9 @@ def lose_rank_2(env, torch):
         local = [2 * env.rank, 2 * env.rank + 1]
         there = torch.cat([i.flatten() for r, i in enumerate(idx) if r not in lost])
         distinct = [sum(e in row for r, i in enumerate(idx) if r not in lost for row in i.tolist()) for e in local]
-        assert count.tolist() == distinct and len(there)
+        found = count.tolist() == distinct  # tolist waits for the GPU; who is missing then is the next call's to say
         y = buffer.low_latency_combine(rx, choice, weights, handle)[0]
+        assert found and len(there)
         gone = torch.zeros_like(choice, dtype=torch.bool)
         for r in lost:
             gone |= torch.div(choice, 2, rounding_mode="floor") == r
