@@ -213,17 +213,17 @@ static uint64_t format_of(const plan *p) {
            (uint64_t)p->scatter.cast << 48 | (uint64_t)p->scatter.topk << 51 | (p->r->id & 0xfff) << 52;
 }
 
-/* The words that must be equal, field by field; layout, mode and so on as in fe_route_kind. */
+/* The words that must be equal, field by field. */
 static const fe_agreed agreed[] = {{"route number (modulo 4096)", FE_AT_FORMAT, 52, 12, 1},
-                                   {"layout of the route", FE_AT_ROUTE, 0, 3, 1},
-                                   {"mode of the route", FE_AT_ROUTE, 3, 1, 1},
-                                   {"overflow of the route", FE_AT_ROUTE, 4, 1, 1},
-                                   {"packed of the route", FE_AT_ROUTE, 5, 1, 1},
-                                   {"presence of topk_weights", FE_AT_ROUTE, 6, 1, 1},
-                                   {"topk of the route", FE_AT_ROUTE, 7, 7, 1},
-                                   {"exchange of counts for the route (capacities)", FE_AT_ROUTE, 14, 1, 1},
-                                   {"renormalise of the route", FE_AT_ROUTE, 15, 1, 1},
-                                   {"order of the route", FE_AT_ROUTE, 16, 1, 1},
+                                   {"layout of the route", FE_AT_ROUTE, FE_KIND_LAYOUT, 3, 1},
+                                   {"mode of the route", FE_AT_ROUTE, FE_KIND_MODE, 1, 1},
+                                   {"overflow of the route", FE_AT_ROUTE, FE_KIND_OVERFLOW, 1, 1},
+                                   {"packed of the route", FE_AT_ROUTE, FE_KIND_PACKED, 1, 1},
+                                   {"presence of topk_weights", FE_AT_ROUTE, FE_KIND_WEIGHTS, 1, 1},
+                                   {"topk of the route", FE_AT_ROUTE, FE_KIND_TOPK, 7, 1},
+                                   {"exchange of counts for the route (capacities)", FE_AT_ROUTE, FE_KIND_COUNTS, 1, 1},
+                                   {"renormalise of the route", FE_AT_ROUTE, FE_KIND_RENORMALISE, 1, 1},
+                                   {"order of the route", FE_AT_ROUTE, FE_KIND_ORDER, 1, 1},
                                    {"row bytes", FE_AT_FORMAT, 0, 28, 1},
                                    {"cast", FE_AT_FORMAT, 48, 3, 1},
                                    {"dtype of rows", FE_AT_ROUTE, 24, 8, 1},

@@ -177,9 +177,11 @@ _Static_assert(WORDS <= FE_CELL_WORDS, "what ranks compare of a route must fit a
 
 uint64_t fe_route_kind(const ferry_route *r) {
     const fe_shape *s = &r->data.shape;
-    return (uint64_t)s->layout | (uint64_t)s->mode << 3 | (uint64_t)s->overflow << 4 | (uint64_t)s->packed << 5 |
-           (uint64_t)(r->data.table.weights != NULL) << 6 | (uint64_t)s->topk << 7 |
-           (uint64_t)fe_needs_exchange(s) << 14 | (uint64_t)s->renormalise << 15 | (uint64_t)s->order << 16;
+    return (uint64_t)s->layout << FE_KIND_LAYOUT | (uint64_t)s->mode << FE_KIND_MODE |
+           (uint64_t)s->overflow << FE_KIND_OVERFLOW | (uint64_t)s->packed << FE_KIND_PACKED |
+           (uint64_t)(r->data.table.weights != NULL) << FE_KIND_WEIGHTS | (uint64_t)s->topk << FE_KIND_TOPK |
+           (uint64_t)fe_needs_exchange(s) << FE_KIND_COUNTS | (uint64_t)s->renormalise << FE_KIND_RENORMALISE |
+           (uint64_t)s->order << FE_KIND_ORDER;
 }
 
 static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
@@ -206,18 +208,13 @@ ferry_status fe_agreed_compare(const fe_agreed *agreed, size_t count, const char
 }
 
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
-    static const fe_agreed agreed[] = {{"layout", WORD_KIND, 0, 3, 1},
-                                       {"mode", WORD_KIND, 3, 1, 1},
-                                       {"overflow", WORD_KIND, 4, 1, 1},
-                                       {"presence of topk_weights", WORD_KIND, 6, 1, 1},
-                                       {"packed", WORD_KIND, 5, 1, 1},
-                                       {"renormalise", WORD_KIND, 15, 1, 1},
-                                       {"order", WORD_KIND, 16, 1, 1},
-                                       {"topk", WORD_KIND, 7, 7, 1},
-                                       {"expert_alignment", WORD_ALIGNMENT, 0, 64, 1},
-                                       {"expert_capacity", WORD_EXPERT_CAPACITY, 0, 64, 1},
-                                       {"rank_capacity", WORD_RANK_CAPACITY, 0, 64, 1},
-                                       {"route number", WORD_ID, 0, 64, 1}};
+    static const fe_agreed agreed[] = {
+        {"layout", WORD_KIND, FE_KIND_LAYOUT, 3, 1},     {"mode", WORD_KIND, FE_KIND_MODE, 1, 1},
+        {"overflow", WORD_KIND, FE_KIND_OVERFLOW, 1, 1}, {"presence of topk_weights", WORD_KIND, FE_KIND_WEIGHTS, 1, 1},
+        {"packed", WORD_KIND, FE_KIND_PACKED, 1, 1},     {"renormalise", WORD_KIND, FE_KIND_RENORMALISE, 1, 1},
+        {"order", WORD_KIND, FE_KIND_ORDER, 1, 1},       {"topk", WORD_KIND, FE_KIND_TOPK, 7, 1},
+        {"expert_alignment", WORD_ALIGNMENT, 0, 64, 1},  {"expert_capacity", WORD_EXPERT_CAPACITY, 0, 64, 1},
+        {"rank_capacity", WORD_RANK_CAPACITY, 0, 64, 1}, {"route number", WORD_ID, 0, 64, 1}};
     return fe_agreed_compare(agreed, sizeof agreed / sizeof *agreed, step, rank, ours, other, theirs);
 }
 

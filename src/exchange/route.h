@@ -27,8 +27,7 @@ struct ferry_route {
 /* NULL, a wrong struct, a stream of another group, a failed group: what every call looks at first. */
 ferry_status fe_route_check(const ferry_route *route, const ferry_stream *stream, const char *call);
 
-/* What ranks must have in common of a route before a row of it is sent: layout (3 bits), mode, overflow, packed, presence of weights (a bit
- * each), topk (7 bits), whether counts are exchanged, renormalise, order. */
+/* The pieces FE_KIND_... of group/calls.h. */
 uint64_t fe_route_kind(const ferry_route *route);
 
 /* A piece of a note's payload that is the same on all ranks. unit: what its number counts. */

@@ -10,14 +10,14 @@ void fe_group_calls(const ferry_group *g, fe_call call, uint64_t about) {
     if (g->engine.watch.describe) fe_calls_note(&g->engine.heap, (uint64_t)call << ABOUT_BITS | (about & mask));
 }
 
-/* The bits of fe_route_kind. */
 static void describe_route(uint64_t kind, char *text, size_t size) {
     static const char *const layouts[] = {"no layout", "RANK", "EXPERT", "?", "SLOTS", "?", "?", "?"};
-    snprintf(text, size, "a route (%s, %s, top-%d%s%s%s%s%s%s)", layouts[kind & 7],
-             kind >> 3 & 1 ? "LATENCY" : "THROUGHPUT", (int)(kind >> 7 & 127), kind >> 5 & 1 ? ", packed" : "",
-             kind >> 4 & 1 ? ", dropping" : "", kind >> 6 & 1 ? ", weights" : "",
-             kind >> 14 & 1 ? ", counts exchanged" : "", kind >> 15 & 1 ? ", renormalised" : "",
-             kind >> 16 & 1 ? ", summed by choice" : "");
+    snprintf(text, size, "a route (%s, %s, top-%d%s%s%s%s%s%s)", layouts[kind >> FE_KIND_LAYOUT & 7],
+             kind >> FE_KIND_MODE & 1 ? "LATENCY" : "THROUGHPUT", (int)(kind >> FE_KIND_TOPK & 127),
+             kind >> FE_KIND_PACKED & 1 ? ", packed" : "", kind >> FE_KIND_OVERFLOW & 1 ? ", dropping" : "",
+             kind >> FE_KIND_WEIGHTS & 1 ? ", weights" : "", kind >> FE_KIND_COUNTS & 1 ? ", counts exchanged" : "",
+             kind >> FE_KIND_RENORMALISE & 1 ? ", renormalised" : "",
+             kind >> FE_KIND_ORDER & 1 ? ", summed by choice" : "");
 }
 
 void fe_call_describe(uint64_t call, char *text, size_t size) {

@@ -4,8 +4,22 @@
 
 #include "group/group.h"
 
+/* A route's kind, which is what ranks must have in common of it before a row is sent, in one word: where each piece begins. Layout has 3
+ * bits, topk 7, every other one. */
+enum {
+    FE_KIND_LAYOUT,
+    FE_KIND_MODE = 3,
+    FE_KIND_OVERFLOW,
+    FE_KIND_PACKED,
+    FE_KIND_WEIGHTS, /* are there topk_weights? */
+    FE_KIND_TOPK,
+    FE_KIND_COUNTS = 14, /* are counts exchanged? */
+    FE_KIND_RENORMALISE,
+    FE_KIND_ORDER
+};
+
 typedef enum fe_call {
-    FE_CALL_ROUTE = 1, /* about: the route's kind (exchange/route.h) */
+    FE_CALL_ROUTE = 1, /* about: the route's kind (fe_route_kind) */
     FE_CALL_DISPATCH,  /* about: the route's number; its first half, or the whole */
     FE_CALL_COMBINE,   /* the same */
     FE_CALL_MEETING    /* about: what kind of meeting */
