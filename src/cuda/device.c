@@ -198,10 +198,12 @@ static void drain_device(fe_engine *engine) {
 static void write_mask(fe_engine *engine) {
     fe_cuda_world *world = &fe_cuda_of(engine)->world;
     memset(world->masked, 0, sizeof world->masked);
-    for (int r = 0; r < world->ranks; r++)
-        if (fe_heap_masked(&engine->heap, r)) world->masked[r / 32] |= 1u << r % 32;
     world->plain = !world->far;
-    for (int i = 0; i < FERRY_MAX_RANKS / 32; i++) world->plain = world->plain && !world->masked[i];
+    for (int r = 0; r < world->ranks; r++) {
+        if (!fe_heap_masked(&engine->heap, r)) continue;
+        world->masked[r / 32] |= 1u << r % 32;
+        world->plain = false;
+    }
     world->era = engine->heap.era;
 }
 

@@ -104,8 +104,7 @@ FE_DEVICE void keep(const fe_cuda_args &a, int host, int number, const char *hea
 FE_DEVICE bool take_record(const fe_cuda_args &a, const fe_board &b, int unit, int host, int number, char *bench) {
     const fe_far_route &far = a.route.far;
     size_t stride = fe_record_stride(far.header, a.pass.scatter.row_bytes, a.pass.scatter.scale_bytes);
-    const char *landed =
-        a.world.post[a.world.rank] + fe_landing(a, host) + a.world.boxes.tail_bytes + (size_t)number * stride;
+    const char *landed = a.world.here + fe_landing(a, host) + a.world.boxes.tail_bytes + (size_t)number * stride;
     fe_copy_bytes(bench, landed,
                   far.header); /* what is checked is what is used, whatever the network writes meanwhile */
     __syncwarp();
@@ -123,7 +122,7 @@ FE_DEVICE bool take_record(const fe_cuda_args &a, const fe_board &b, int unit, i
 FE_DEVICE int64_t records_from(const fe_cuda_args &a, int host) {
     const fe_cuda_world &w = a.world;
     if (host == w.hosts.mine || fe_host_masked(w, host)) return 0;
-    const fe_cell *cell = fe_cell_of(w, w.rank, FE_LANDED, a.pass.half, fe_column(w, host));
+    const fe_cell *cell = fe_cells_here(w, FE_LANDED, a.pass.half) + fe_column(w, host);
     return (int64_t) * (const volatile uint64_t *)&cell->word[FE_LANDED_RECORDS];
 }
 
@@ -143,7 +142,7 @@ FE_DEVICE bool count_records(const fe_cuda_args &a, int32_t *count) {
 FE_DEVICE bool hand_on_tails(const fe_cuda_args &a, int host) {
     const fe_cuda_world &w = a.world;
     int width = w.map.most_local, source = fe_column(w, host);
-    const volatile int32_t *tails = (const volatile int32_t *)(w.post[w.rank] + fe_landing(a, host));
+    const volatile int32_t *tails = (const volatile int32_t *)(w.here + fe_landing(a, host));
     bool good = true;
     for (int i = fe_lane(); i < w.hosts.each * width; i += FE_WARP) {
         int32_t count = tails[i];

@@ -99,12 +99,17 @@ FE_DEVICE void fe_refuse(const fe_cuda_args &a, int rank) {
 FE_DEVICE bool fe_near(const fe_cuda_world &w, int rank) {
     return !w.far || fe_hosts_near(&w.hosts, rank);
 }
-FE_DEVICE fe_cell *fe_cell_of(const fe_cuda_world &w, int owner, int kind, int half, int source) {
-    return (fe_cell *)w.post[owner] + (kind * 2 + half) * w.ranks + source;
+/* [ranks] of a post. */
+FE_DEVICE fe_cell *fe_cells_in(const fe_cuda_world &w, char *post, int kind, int half) {
+    return (fe_cell *)post + (kind * 2 + half) * w.ranks;
 }
-/* Those of this rank's; without a look at a table. */
+/* This rank's own; without a look at a table. */
 FE_DEVICE fe_cell *fe_cells_here(const fe_cuda_world &w, int kind, int half) {
-    return (fe_cell *)w.here + (kind * 2 + half) * w.ranks;
+    return fe_cells_in(w, w.here, kind, half);
+}
+/* Where this rank is heard by another, or, on another host's behalf, `source` is. */
+FE_DEVICE fe_cell *fe_cell_of(const fe_cuda_world &w, int owner, int kind, int half, int source) {
+    return fe_cells_in(w, w.post[owner], kind, half) + source;
 }
 
 FE_DEVICE bool fe_masked(const fe_cuda_world &w, int rank) {
@@ -291,7 +296,7 @@ FE_DEVICE int fe_units_here(const fe_cuda_args &a) {
  * route. */
 FE_DEVICE void fe_read_tails(const fe_cuda_args &a, int index, int count) {
     const fe_shape &s = a.route.shape;
-    const int32_t *tails = (const int32_t *)(a.world.post[s.rank] + a.pass.deliver.tails_at);
+    const int32_t *tails = (const int32_t *)(a.world.here + a.pass.deliver.tails_at);
     int width = a.world.map.most_local, blocks = fe_units_here(a) * s.ranks;
 #pragma unroll 1
     for (int i = index; i < blocks; i += count) {

@@ -109,7 +109,7 @@ FE_DEVICE void pack_token(const fe_cuda_args &a, int token, size_t stride, char 
     for (int h = 0; h < w.hosts.count; h++) {
         int number = far.record[(size_t)h * a.route.shape.tokens + token];
         if (number < 0 || h == w.hosts.mine) continue;
-        char *to = w.post[w.rank] + fe_outbox(a, h) + w.boxes.tail_bytes + (size_t)number * stride;
+        char *to = w.here + fe_outbox(a, h) + w.boxes.tail_bytes + (size_t)number * stride;
         write_header(a, h, token, bench, to);
         if (a.pass.scatter.cast == FERRY_CAST_NONE)
             write_row(a.pass.scatter, token, to + far.header);
@@ -146,7 +146,7 @@ FE_DEVICE void push_tails(const fe_cuda_args &a) {
         int host = i / all, at = i % all, r = fe_hosts_rank(&w.hosts, host, at / width), u = at % width;
         if (host == w.hosts.mine) continue;
         bool there = u < (by_rank ? 1 : fe_map_local(&w.map, r));
-        ((int32_t *)(w.post[w.rank] + fe_outbox(a, host)))[at] =
+        ((int32_t *)(w.here + fe_outbox(a, host)))[at] =
             there ? a.route.scratch.keep[(by_rank ? r : w.map.rank_first[r]) + u] : 0;
     }
     __syncthreads();

@@ -26,7 +26,7 @@ typedef struct fe_board {
 /* Whole block. Notes in host memory are copied first, into the block's own place. */
 FE_DEVICE fe_board fe_board_of(const fe_cuda_args &a, int kind) {
     const fe_cuda_world &w = a.world;
-    fe_board b = {fe_cell_of(w, w.rank, kind, a.pass.half, 0), w.space};
+    fe_board b = {fe_cells_here(w, kind, a.pass.half), w.space};
     if (!w.far) return b;
     const int words = (int)(sizeof(fe_cell) / sizeof(uint64_t));
     fe_cell *mine = w.board + ((size_t)a.ticket * w.board_blocks + blockIdx.x) * w.ranks;
