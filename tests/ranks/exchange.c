@@ -361,13 +361,14 @@ bool exchange_lose(exchange *x) {
     return true;
 }
 
-/* A rank that is lost does nothing, and if it lives is there until the others are through. */
+/* A rank that is lost does nothing, and if it lives is there until the others are through. One that goes frees its GPU memory, for which CUDA
+ * waits for all kernels of the process: before the others' first (docs/gpu.md). */
 static bool live_on(exchange *x) {
-    bool lost = x->d->masked[x->rank], lives = x->c->alive;
-    bool good = lost || ((!x->c->lost || exchange_lose(x)) && exchange_step(x) && exchange_check_counters(x) &&
-                         exchange_barrier(x));
-    if (!good && x->group) ferry_group_abort(x->group);
+    bool lost = x->d->masked[x->rank], lives = x->c->alive, good = lost || !x->c->lost || exchange_lose(x);
     if (lost && !lives) exchange_close(x);
+    if (x->c->lost && !lives && ranks_device() == FERRY_CUDA) good = ranks_meet(x->env) && good;
+    good = good && (lost || (exchange_step(x) && exchange_check_counters(x) && exchange_barrier(x)));
+    if (!good && x->group) ferry_group_abort(x->group);
     return (!lives || ranks_meet(x->env)) && good;
 }
 
