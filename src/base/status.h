@@ -20,6 +20,11 @@ static inline ferry_status fe_failed(ferry_status status) {
     return status == FERRY_OK ? FERRY_SYSTEM : status;
 }
 
+/* A status that another process has sent: one that there is not, from a line that flips bits, say, counts as FERRY_SYSTEM. */
+static inline ferry_status fe_status_heard(uint32_t status) {
+    return status <= FERRY_REFUSED ? (ferry_status)status : FERRY_SYSTEM;
+}
+
 #define FE_SENTENCE 512 /* bytes of the longest sentence, with its NUL */
 
 #define FE_TRY(call)                                           \

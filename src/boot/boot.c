@@ -91,9 +91,8 @@ static ferry_status expect(fe_boot *b, fe_wire_type type, uint32_t bytes, int64_
     if (!fe_net_recv(b->fd, payload, head.bytes, deadline, &late)) return hub_silent(b, late, doing);
     for (uint32_t i = 4; i < head.bytes; i++) /* whoever answers there: its words, but nothing that steers a terminal */
         if (payload[i] < ' ' || payload[i] == 0x7f) payload[i] = '?';
-    uint32_t status = fe_wire_get_u32(payload);
-    if (status == FERRY_OK || status > FERRY_REFUSED) status = FERRY_SYSTEM;
-    return fe_fail((ferry_status)status, "%.*s", (int)(head.bytes - 4), (const char *)payload + 4);
+    ferry_status status = fe_status_heard(fe_wire_get_u32(payload)); /* fe_fail: an error, whatever it says */
+    return fe_fail(status, "%.*s", (int)(head.bytes - 4), (const char *)payload + 4);
 }
 
 static ferry_status greet(fe_boot *b, const fe_place *place, bool retry) {
@@ -229,6 +228,18 @@ ferry_status fe_boot_allgather(fe_boot *b, const void *mine, void *all, size_t b
     b->failed = (b->allgather ? gather_by_caller : gather_by_hub)(b, mine, all, bytes);
     if (b->failed != FERRY_OK) snprintf(b->why, sizeof b->why, "%s", ferry_last_error());
     return b->failed;
+}
+
+ferry_status fe_boot_agree(fe_boot *b, ferry_status status, const char *doing) {
+    uint32_t mine = (uint32_t)status, *all = calloc((size_t)b->ranks, sizeof *all);
+    char sentence[FE_SENTENCE];
+    snprintf(sentence, sizeof sentence, "%s", ferry_last_error());
+    if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", b->rank, b->ranks);
+    ferry_status met = fe_boot_allgather(b, &mine, all, sizeof mine);
+    for (int r = 0; status == FERRY_OK && met == FERRY_OK && r < b->ranks; r++)
+        if (all[r] != FERRY_OK) met = fe_fail(fe_status_heard(all[r]), "rank %d could not %s", r, doing);
+    free(all);
+    return status != FERRY_OK ? fe_fail_again(status, sentence) : met;
 }
 
 void fe_boot_address(const fe_boot *b, char address[FE_BOOT_ADDRESS]) {

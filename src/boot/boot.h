@@ -27,6 +27,10 @@ ferry_status fe_boot_environment(const fe_launch *launch, int timeout_ms, fe_boo
 #define FE_BOOT_MAX 65536
 ferry_status fe_boot_allgather(fe_boot *boot, const void *mine, void *all, size_t bytes);
 
+/* [collective] A rank that has failed tells the others now, not by its absence later. status: how this rank fares; its own failure is
+ * returned with its sentence, another's as "rank 3 could not DOING". */
+ferry_status fe_boot_agree(fe_boot *boot, ferry_status status, const char *doing);
+
 /* What a rank says of another, where a group meets again and not all may come. Of itself: FE_SAY_WAIT, it is of the group and is asked. */
 typedef enum fe_say {
     FE_SAY_WAIT, /* it is waited for */

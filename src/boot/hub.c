@@ -79,7 +79,7 @@ static void serve_once(hub *h, int64_t idle_until) {
 static void *serve(void *argument) {
     hub *h = argument;
     int64_t idle_until = fe_now_ns() + (int64_t)FE_HUB_IDLE_S * 1000000000;
-    while (!fe_meeting_over(&h->meeting) && (h->meeting.begun || fe_now_ns() < idle_until))
+    while (!fe_meeting_over(&h->meeting, fe_now_ns()) && (h->meeting.begun || fe_now_ns() < idle_until))
         serve_once(h, h->meeting.begun ? INT64_MAX : idle_until);
     for (int g = 0; g < FE_GUESTS; g++)
         if (h->meeting.guest[g].here) close(h->fd[g]);

@@ -76,7 +76,7 @@ static ferry_status judge_hello(const fe_meeting *m, const fe_hello *h, char sen
     return FERRY_OK;
 }
 
-static bool hear_hello(fe_meeting *m, int guest) {
+static bool hear_hello(fe_meeting *m, int guest, int64_t now) {
     fe_guest *g = &m->guest[guest];
     fe_hello hello;
     char sentence[FE_SENTENCE];
@@ -92,9 +92,12 @@ static bool hear_hello(fe_meeting *m, int guest) {
     m->guest_of[hello.rank] = guest + 1;
     if (m->left == hello.rank + 1) m->left = 0; /* back again */
     m->present++;
-    m->begun = true;
+    m->came[hello.rank] = true;
     g->rank = hello.rank;
     g->timeout_ns = (int64_t)(hello.timeout_ms > 0 ? hello.timeout_ms : 1) * 1000000;
+    if (!m->begun) m->begun_ns = now;
+    if (m->begun_ns + g->timeout_ns > m->late_ns) m->late_ns = m->begun_ns + g->timeout_ns;
+    m->begun = true;
     g->deadline_ns = 0;
     return say(m, guest, FE_WELCOME, "", 0);
 }
@@ -253,7 +256,7 @@ static bool hear_gather(fe_meeting *m, int guest, int64_t now) {
 
 static bool hear_message(fe_meeting *m, int guest, int64_t now) {
     fe_guest *g = &m->guest[guest];
-    bool good = g->message.type == FE_HELLO    ? hear_hello(m, guest)
+    bool good = g->message.type == FE_HELLO    ? hear_hello(m, guest, now)
                 : g->message.type == FE_GATHER ? hear_gather(m, guest, now)
                 : g->message.type == FE_MUSTER ? hear_muster(m, guest, now)
                                                : false;
@@ -348,11 +351,16 @@ int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context,
             fe_meeting_leave(m, i);
         }
     }
+    if (m->begun && !m->present && m->late_ns < next) next = m->late_ns;
     return next;
 }
 
-bool fe_meeting_over(const fe_meeting *m) {
-    return m->begun && m->present == 0;
+/* Where a rank has died, the others are told and go at once; one that was about to come is to read why, not that there is nobody. */
+bool fe_meeting_over(const fe_meeting *m, int64_t now) {
+    if (!m->begun || m->present) return false;
+    for (int r = 0; r < m->ranks; r++)
+        if (!m->came[r] && !m->absent[r]) return now >= m->late_ns;
+    return true;
 }
 
 void fe_meeting_free(fe_meeting *m) {

@@ -1,6 +1,7 @@
 /* Launchers: torchrun, Open MPI, MPICH and other PMI ones, PMIx, Slurm. The only file beside base/env.c that reads the environment. */
 #include "boot/place.h"
 #include "base/env.h"
+#include "base/hash.h"
 #include "base/log.h"
 
 #include <errno.h>
@@ -68,9 +69,9 @@ bool fe_launch_found(void) {
     return step && strtoul(step, NULL, 10) < 0xfffffff0u; /* numbers above are Slurm's own: the batch script is one */
 }
 
-static uint64_t hash(uint64_t h, const char *text) { /* FNV-1a */
-    for (; text && *text; text++) h = (h ^ (uint8_t)*text) * 0x100000001b3u;
-    return (h ^ 0xff) * 0x100000001b3u;
+static uint64_t hash(uint64_t h, const char *text) {
+    for (; text && *text; text++) h = fe_hash_add(h, (uint8_t)*text);
+    return fe_hash_add(h, 0xff);
 }
 
 /* A number that the ranks of one job share and other jobs do not: what the launcher calls the job, and where it says nothing the
@@ -78,7 +79,7 @@ static uint64_t hash(uint64_t h, const char *text) { /* FNV-1a */
 static uint64_t job_number(void) {
     static const char *const names[] = {"PMIX_NAMESPACE", "SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID",
                                         "MASTER_ADDR",    "MASTER_PORT",  "FERRY_BOOT"};
-    uint64_t h = 0xcbf29ce484222325u;
+    uint64_t h = FE_HASH_BEGIN;
     bool named = false;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         named = named || text_of(names[i]);
@@ -92,8 +93,8 @@ static uint64_t job_number(void) {
 static void fill_secret(fe_place *place, uint64_t job) {
     const char *given = fe_env_text(FE_ENV_FERRY_BOOT_SECRET);
     for (int half = 0; half < 2; half++) { /* two hashes of 64 bits, of the text with a number before it */
-        uint64_t h = 0xcbf29ce484222325u ^ (uint64_t)half * 0x9e3779b97f4a7c15u;
-        h = given ? hash(h, given) : (h ^ job) * 0x100000001b3u;
+        uint64_t h = FE_HASH_BEGIN ^ (uint64_t)half * 0x9e3779b97f4a7c15u;
+        h = given ? hash(h, given) : fe_hash_add(h, job);
         for (int i = 0; i < 8; i++) place->secret[half * 8 + i] = (uint8_t)(h >> 8 * i);
     }
 }

@@ -1,4 +1,5 @@
 #include "group/config.h"
+#include "base/hash.h"
 #include "base/structs.h"
 
 #include <stddef.h>
@@ -63,8 +64,8 @@ static const struct {
     {"expert_first and expert_rank (their hash)", offsetof(digest, map)},
 };
 
-static int64_t hash_words(uint64_t h, const int32_t *words, int64_t n) { /* FNV-1a, by words */
-    for (int64_t i = 0; i < n; i++) h = (h ^ (uint32_t)words[i]) * 0x100000001b3u;
+static int64_t hash_words(uint64_t h, const int32_t *words, int64_t n) {
+    for (int64_t i = 0; i < n; i++) h = fe_hash_add(h, (uint32_t)words[i]);
     return (int64_t)h;
 }
 
@@ -81,7 +82,7 @@ static digest digest_of(const ferry_group_config *cfg) {
                 .heap_bytes = cfg->heap_bytes};
     if (!cfg->expert_first) return d;
     d.copies = cfg->expert_first[cfg->experts];
-    d.map = hash_words(0xcbf29ce484222325u, cfg->expert_first, (int64_t)cfg->experts + 1);
+    d.map = hash_words(FE_HASH_BEGIN, cfg->expert_first, (int64_t)cfg->experts + 1);
     d.map = hash_words((uint64_t)d.map, cfg->expert_rank, d.copies);
     return d;
 }

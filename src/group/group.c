@@ -113,26 +113,15 @@ static ferry_status find_hosts(ferry_group *g, fe_boot *boot) {
     return fe_body_lay_out(&g->config, &g->map, e->heap.hosts.count, &g->body);
 }
 
-/* A rank that could not open its device, say, tells the others now, not by its absence later. */
-ferry_status fe_group_last_word(const ferry_group *g, fe_boot *boot, ferry_status status) {
-    int32_t mine = status, *all = calloc((size_t)g->ranks, sizeof *all);
-    char sentence[FE_SENTENCE] = "";
-    if (status != FERRY_OK) memcpy(sentence, ferry_last_error(), strlen(ferry_last_error()) + 1);
-    if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", g->rank, g->ranks);
-    status = fe_boot_allgather(boot, &mine, all, sizeof mine);
-    for (int r = 0; status == FERRY_OK && r < g->ranks; r++)
-        if (all[r] != FERRY_OK)
-            status = r == g->rank ? fe_fail_again(mine, sentence)
-                                  : fe_fail((ferry_status)all[r], "rank %d could not finish making the group", r);
-    free(all);
-    return mine != FERRY_OK ? fe_fail_again(mine, sentence) : status;
+ferry_status fe_group_last_word(fe_boot *boot, ferry_status status) {
+    return fe_boot_agree(boot, status, "finish making the group");
 }
 
 static ferry_status build(ferry_group *g, fe_boot *boot, const ferry_group_config *cfg) {
     FE_TRY(fe_config_agree(cfg, boot, g->rank, g->ranks, NULL));
     FE_TRY(find_hosts(g, boot));
     ferry_status status = open_engine(g, boot);
-    FE_TRY(fe_group_last_word(g, boot, status));
+    FE_TRY(fe_group_last_word(boot, status));
     fe_heap_reach(&g->engine.heap, 0, g->engine.heap.body_at + g->body.small_bytes);
     return each_buffer(g, fe_heap_reach);
 }

@@ -58,7 +58,7 @@ const char *fe_meeting_name(uint64_t kind);
  * is there. last_word: [collective over boot] whether all are well; this rank's own failure is returned with its sentence. */
 ferry_status fe_group_prepare(const ferry_group_config *cfg, int rank, int ranks, ferry_group **group);
 ferry_status fe_group_settle_in(ferry_group *group);
-ferry_status fe_group_last_word(const ferry_group *group, fe_boot *boot, ferry_status status);
+ferry_status fe_group_last_word(fe_boot *boot, ferry_status status);
 /* No pass of this rank is under way afterwards. One that cannot go on, of which it tells, gives up what it waits for. */
 bool fe_group_rest(ferry_group *group);
 /* Begins the verdict's era. */

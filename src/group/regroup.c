@@ -145,14 +145,14 @@ static ferry_status meet(regroup *r) {
     if (status == FERRY_OK && r->fresh) status = check_room(g, &g->map);
     FE_TRY(fe_heap_admit(r->boot, &g->engine.heap, r->who, r->is_fresh, status));
     FE_TRY(take_blocks(r));
-    return fe_group_last_word(g, r->boot, r->fresh ? open_own(r) : FERRY_OK);
+    return fe_group_last_word(r->boot, r->fresh ? open_own(r) : FERRY_OK);
 }
 
 static ferry_status begin(regroup *r) {
     ferry_group *g = r->g;
     ferry_status status = fe_group_adopt(g, &r->verdict);
     if (status == FERRY_OK) fe_council_record(&g->engine.heap, &r->verdict);
-    status = fe_group_last_word(g, r->boot, status);
+    status = fe_group_last_word(r->boot, status);
     if (status != FERRY_OK) fe_fault_note(&g->engine.fault, status, true);
     return status;
 }
@@ -181,7 +181,7 @@ static ferry_status agree_hosts(regroup *r) {
     if (status == FERRY_REFUSED) fe_group_exclude(r->g);
     FE_TRY(status);
     FE_TRY(take_blocks(r));
-    return fe_group_last_word(r->g, r->boot, reopen(r));
+    return fe_group_last_word(r->boot, reopen(r));
 }
 
 ferry_status fe_group_agree_at(ferry_group *g, const ferry_unique_id *id) {

@@ -1,5 +1,6 @@
 /* First fit over a list of blocks in address order. Symmetric because it is deterministic: every rank makes the same calls in
  * the same order, so every rank has the same list. */
+#include "base/hash.h"
 #include "heap/heap.h"
 
 #include <stdlib.h>
@@ -48,12 +49,11 @@ static int64_t take_block(fe_heap *heap, size_t bytes) {
     return -1;
 }
 
-/* FNV-1a, by words. */
 static uint64_t hash_blocks(const fe_heap *heap) {
-    uint64_t h = 0xcbf29ce484222325u;
+    uint64_t h = FE_HASH_BEGIN;
     for (size_t i = 0; i < heap->blocks; i++) {
-        h = (h ^ heap->block[i].offset) * 0x100000001b3u;
-        h = (h ^ (uint64_t)heap->block[i].used) * 0x100000001b3u;
+        h = fe_hash_add(h, heap->block[i].offset);
+        h = fe_hash_add(h, heap->block[i].used);
     }
     return h;
 }

@@ -186,20 +186,10 @@ static ferry_status map_all(fe_heap *heap, fe_boot *boot, const uint8_t *who, co
     return status;
 }
 
-/* A rank that failed still meets the others, so that they learn of it at once instead of at their deadline. */
 static ferry_status agree(const fe_heap *heap, fe_boot *boot, ferry_status mine) {
-    ferry_status *all = calloc((size_t)heap->ranks, sizeof *all);
-    if (!all) return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", heap->rank, heap->ranks);
-    char sentence[FE_SENTENCE];
-    snprintf(sentence, sizeof sentence, "%s", ferry_last_error());
-    ferry_status status = fe_boot_allgather(boot, &mine, all, sizeof mine);
-    for (int r = 0; status == FERRY_OK && r < heap->ranks; r++)
-        if (all[r] != FERRY_OK)
-            status = r == heap->rank ? fe_fail_again(mine, sentence)
-                                     : fe_fail(all[r], "rank %d could not make or map a symmetric heap of %zu bytes", r,
-                                               heap->bytes);
-    free(all);
-    return status;
+    char doing[80];
+    snprintf(doing, sizeof doing, "make or map a symmetric heap of %zu bytes", heap->bytes);
+    return fe_boot_agree(boot, mine, doing);
 }
 
 /* This rank's own part: tables, the memfd, the space. */

@@ -91,7 +91,7 @@ static ferry_status introduce(fe_far *f, fe_boot *boot, introduction *mine) {
     for (int r = 0; status == FERRY_OK && r < ranks; r++) {
         cards[r] = all[r].card;
         if (all[r].status != FERRY_OK && r != f->heap->rank)
-            status = fe_fail((ferry_status)all[r].status, "rank %d could not open the network between hosts", r);
+            status = fe_fail(fe_status_heard(all[r].status), "rank %d could not open the network between hosts", r);
     }
     if (status == FERRY_OK && mine->status == FERRY_OK) status = fe_ofi_meet(f->ofi, cards, ranks);
     free(all);

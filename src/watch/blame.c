@@ -90,11 +90,25 @@ static bool explained(const fe_watch *watch, int rank, uint64_t epoch, const uin
     return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == GONE;
 }
 
+static void note_awaited(const fe_heap *heap, int rank) {
+    atomic_store(&fe_heap_control(heap, heap->rank)->awaited, (uint32_t)rank + 1);
+}
+
+/* For whom a rank that is not to blame waits: a rank of another host may have held up it alone. */
+static void say_awaited(const fe_heap *heap, int rank, char *text, size_t size) {
+    int other = (int)atomic_load(&fe_heap_control(heap, rank)->awaited) - 1;
+    size_t used = (size_t)snprintf(text, size, ", waits itself");
+    if (other < 0 || other >= heap->ranks || other == heap->rank) return;
+    snprintf(text + used, size - used, " for rank %d%s", other, fe_heap_near(heap, other) ? "" : " on another host");
+}
+
 static weight accuse_near(const fe_watch *watch, int rank, uint64_t epoch, uint64_t seen, char *text, size_t size) {
+    char waits[64];
     fe_fate why;
     weight w = guilt(watch->heap, rank, &why);
+    say_awaited(watch->heap, rank, waits, sizeof waits);
     snprintf(text, size, "rank %d (reached %llu of %llu%s)", rank, (unsigned long long)seen, (unsigned long long)epoch,
-             w == WAITING ? ", waits itself" : fates[why]);
+             w == WAITING ? waits : fates[why]);
     return w;
 }
 
@@ -109,7 +123,10 @@ ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t ep
         weight w = fe_heap_near(heap, r) ? accuse_near(watch, r, epoch, seen[r], text, sizeof text)
                                          : accuse_far(watch, r, text, sizeof text);
         if (w < most) continue;
-        if (w > most) used = 0;
+        if (w > most) {
+            used = 0;
+            note_awaited(heap, r);
+        }
         most = w;
         if (used < sizeof names)
             used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", text);
@@ -137,6 +154,7 @@ ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint6
         if (fe_watch_spin(watch, cell_reached, &a)) continue;
         uint64_t since = watch->recorder ? fe_recorder_now(watch->recorder) : 0;
         if (!deadline) deadline = fe_now_ns() + watch->timeout_ns;
+        note_awaited(heap, r);
         ferry_status differs = FERRY_OK;
         fe_waited waited = await_cell(watch, &a, r, deadline, step, &differs);
         fe_recorder_waited(watch->recorder, record, r, since);

@@ -64,24 +64,27 @@ static ranks_holds held_at_rest(void) {
 
 /* ---- judging ---- */
 
-static bool names(const char *sentence, int rank) {
+/* Is the rank named? waited: though it be the one that another is said to wait for. */
+static bool names(const char *sentence, int rank, bool waited) {
+    static const char by[] = "waits itself for ";
     char text[24];
     int n = snprintf(text, sizeof text, "rank %d", rank);
-    for (const char *at = sentence; (at = strstr(at, text)); at += n)
+    for (const char *at = sentence; (at = strstr(at, text)); at += n) {
+        size_t before = (size_t)(at - sentence), long_by = sizeof by - 1;
+        if (!waited && before >= long_by && strncmp(at - long_by, by, long_by) == 0) continue;
         if (at[n] < '0' || at[n] > '9') return true;
+    }
     return false;
 }
 
 /* Over several hosts a host is heard through one of its ranks: to others any of its ranks stands for the one that is lost, and to its own
- * neighbours whoever was to be heard through that one. */
+ * neighbours whoever was to be heard through that one. Who waits for a neighbour that waits itself says for whom. */
 static bool names_well(const plan *p, int rank, const char *sentence) {
     int each = p->ranks / p->hosts;
-    if (p->hosts > 1 && strstr(sentence, "waits itself"))
-        return true; /* a neighbour that hears of the victim for it, and says so */
-    if (names(sentence, p->victim)) return true;
+    if (names(sentence, p->victim, true)) return true;
     for (int r = 0; p->hosts > 1 && r < p->ranks; r++) {
         bool beside = r / each == p->victim / each, neighbour = rank / each == p->victim / each;
-        if (r != rank && beside != neighbour && names(sentence, r)) return true;
+        if (r != rank && beside != neighbour && names(sentence, r, true)) return true;
     }
     return false;
 }
@@ -97,7 +100,7 @@ static bool judge_sentence(rank_env *env, const plan *p, const verdict *v, const
     if (v->named && !names_well(p, env->rank, sentence))
         return ranks_fail(env, "rank %d is not named: %s", p->victim, sentence);
     for (int r = 0; v->alone && r < p->ranks; r++)
-        if (r != p->victim && r != env->rank && names(sentence, r))
+        if (r != p->victim && r != env->rank && names(sentence, r, false))
             return ranks_fail(env, "rank %d is named, but it came: %s", r, sentence);
     return true;
 }

@@ -107,7 +107,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         default: now += (int64_t)what * 100000000; break;
         }
         fe_meeting_tick(&s.meeting, now, gone);
-        if (fe_meeting_over(&s.meeting)) break;
+        if (fe_meeting_over(&s.meeting, now)) break;
     }
     fe_meeting_free(&s.meeting);
     return 0;

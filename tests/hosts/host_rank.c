@@ -123,13 +123,14 @@ static ferry_status step(const world *w, ferry_group *g, uint8_t *sum) {
     return status;
 }
 
-/* The sentence must name a rank of another host. */
+/* The sentence must name a rank of another host: late itself, or waited for by a neighbour that is. */
 static bool names_far(const world *w, const char *sentence) {
     int each = w->ranks / w->hosts;
     for (int r = 0; r < w->ranks; r++) {
-        char name[64];
-        snprintf(name, sizeof name, "rank %d (on another host", r);
-        if (r / each != w->rank / each && strstr(sentence, name)) return true;
+        char late[64], awaited[64];
+        snprintf(late, sizeof late, "rank %d (on another host", r);
+        snprintf(awaited, sizeof awaited, "waits itself for rank %d on another host", r);
+        if (r / each != w->rank / each && (strstr(sentence, late) || strstr(sentence, awaited))) return true;
     }
     return false;
 }

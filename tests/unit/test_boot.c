@@ -115,9 +115,9 @@ static void test_everybody_hears_all(void **state) {
     }
     fe_meeting_leave(m, a);
     fe_meeting_leave(m, b);
-    assert_false(fe_meeting_over(m));
+    assert_false(fe_meeting_over(m, 0));
     fe_meeting_leave(m, c);
-    assert_true(fe_meeting_over(m));
+    assert_true(fe_meeting_over(m, 0));
 }
 
 static void test_strangers(void **state) {
@@ -195,10 +195,10 @@ static void test_the_missing_are_named(void **state) {
     assert_non_null(strstr(only(d, FE_ERROR, 4), "without rank 1 rank 3"));
     fe_meeting_tick(m, 200000001, note_close);
     assert_int_equal(said[a].n + said[c].n + said[d].n, 0); /* told once */
-    assert_false(fe_meeting_over(m));
+    assert_false(fe_meeting_over(m, 200000001));
     fe_meeting_leave(m, a);
     fe_meeting_leave(m, c);
-    assert_true(fe_meeting_over(m));
+    assert_true(fe_meeting_over(m, 200000001)); /* rank 1 never came, and is too late by now */
 }
 
 static void test_a_rank_that_goes_away(void **state) {
@@ -222,6 +222,26 @@ static void test_a_rank_that_went_away(void **state) {
     assert_true(gather(c, "x", 0));
     assert_int_equal(error_of(c), FERRY_TIMEOUT);
     assert_non_null(strstr(only(c, FE_ERROR, 4), "rank 1 went away"));
+}
+
+/* Who comes only then, too: the meeting goes on until all have come once, or the time is up that they would have been waited for. */
+static void test_late_for_a_dead_rank(void **state) {
+    (void)state;
+    int a = come(0, 4), b = come(1, 4);
+    assert_true(gather(a, "x", 0));
+    fe_meeting_leave(m, b);
+    fe_meeting_leave(m, a);
+    assert_false(fe_meeting_over(m, 99999999));
+    int c = come(3, 4);
+    assert_true(gather(c, "x", 50000000));
+    assert_non_null(strstr(only(c, FE_ERROR, 4), "rank 1 went away"));
+    fe_meeting_leave(m, c);
+    assert_false(fe_meeting_over(m, 99999999));
+    assert_int_equal(fe_meeting_tick(m, 99999999, note_close), 100000000);
+    assert_true(fe_meeting_over(m, 100000000));
+    int d = come(2, 4);
+    fe_meeting_leave(m, d);
+    assert_true(fe_meeting_over(m, 50000000)); /* all have come */
 }
 
 /* say, unit: a letter for each rank: w(ait), o(ut), a(way), b(ack); ranks of one letter come together. */
@@ -445,6 +465,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_the_missing_are_named, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_a_rank_that_goes_away, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_a_rank_that_went_away, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_late_for_a_dead_rank, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_not_all_need_come, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_who_is_late_is_left_out, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_who_is_out_or_away_stays_out, open_meeting, close_meeting),

@@ -1,0 +1,13 @@
+/* FNV-1a of 64 bits (Fowler, Noll and Vo; RFC 9923), by bytes or by words: tells apart what ranks agree on, and hides nothing. */
+#ifndef FERRY_BASE_HASH_H
+#define FERRY_BASE_HASH_H
+
+#include <stdint.h>
+
+#define FE_HASH_BEGIN 0xcbf29ce484222325u
+
+static inline uint64_t fe_hash_add(uint64_t hash, uint64_t word) {
+    return (hash ^ word) * 0x100000001b3u;
+}
+
+#endif
