@@ -1,11 +1,9 @@
 #include "base/os.h"
 
-#include <errno.h>
 #include <fenv.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* A container's share of the processor (cgroup v2: "quota period", in microseconds, or "max"), rounded up; 0: not limited. */
 static int quota_cores(void) {
@@ -84,18 +82,4 @@ int fe_file_resize(int fd, int64_t bytes) {
     if (error == EFBIG) sigtimedwait(&too_large, NULL, &at_once);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return error;
-}
-
-/* State letter of /proc/PID/stat (proc(5)): after the last ')' of the command name. */
-fe_fate fe_process_fate(int pid) {
-    char path[32], text[512];
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    FILE *file = fopen(path, "re");
-    if (!file) return errno == ENOENT || errno == ESRCH ? FE_DEAD : FE_ALIVE; /* else we may not look */
-    size_t n = fread(text, 1, sizeof text - 1, file);
-    fclose(file);
-    text[n] = '\0';
-    const char *end = strrchr(text, ')');
-    int state = end && end[1] == ' ' ? end[2] : 'R';
-    return state == 'Z' || state == 'X' ? FE_DEAD : state == 'T' || state == 't' ? FE_STOPPED : FE_ALIVE;
 }

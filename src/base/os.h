@@ -50,10 +50,6 @@ int fe_thread_start(pthread_t *thread, void *(*function)(void *), void *argument
 /* ftruncate: 0, or an errno. A process whose limit (RLIMIT_FSIZE) it passes is not signalled for it. */
 int fe_file_resize(int fd, int64_t bytes);
 
-/* What can be seen of a process (ALIVE where we may not look), or of a rank, which may have LEFT its group. */
-typedef enum fe_fate { FE_ALIVE, FE_STOPPED, FE_DEAD, FE_LEFT } fe_fate;
-fe_fate fe_process_fate(int pid);
-
 static inline int64_t fe_align(int64_t value, int64_t to) {
     return (value + to - 1) / to * to;
 }

@@ -239,7 +239,9 @@ ferry_status fe_boot_agree(fe_boot *b, ferry_status status, const char *doing) {
     for (int r = 0; status == FERRY_OK && met == FERRY_OK && r < b->ranks; r++)
         if (all[r] != FERRY_OK) met = fe_fail(fe_status_heard(all[r]), "rank %d could not %s", r, doing);
     free(all);
-    return status != FERRY_OK ? fe_fail_again(status, sentence) : met;
+    /* Who misses a rank may miss one that has left for want of another: the meeting place knows who was first. */
+    bool knows_better = status == FERRY_TIMEOUT && met != FERRY_OK;
+    return status != FERRY_OK && !knows_better ? fe_fail_again(status, sentence) : met;
 }
 
 void fe_boot_address(const fe_boot *b, char address[FE_BOOT_ADDRESS]) {

@@ -124,11 +124,9 @@ static ferry_status map_process(fe_heap *heap, int peer, const introduction *the
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/fd/%d", theirs->pid, theirs->fd);
     int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0) {
-        ferry_status why = fe_fail_errno("rank %d: opening the heap of rank %d at %s", heap->rank, peer, path);
-        if (fe_process_fate(theirs->pid) != FE_DEAD) return why;
+    if (fd < 0 && errno == ENOENT && access("/proc/self/fd", F_OK) == 0) /* it had one, and dies or has given up */
         return fe_fail(FERRY_TIMEOUT, "rank %d went away while the group was made", peer);
-    }
+    if (fd < 0) return fe_fail_errno("rank %d: opening the heap of rank %d at %s", heap->rank, peer, path);
     ferry_status status = FERRY_OK;
     size_t bytes;
     if (!fe_heap_is(fd, &bytes) || bytes != heap->bytes)

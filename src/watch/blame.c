@@ -3,6 +3,7 @@
 #include "watch/calls.h"
 #include "watch/hang.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 typedef struct awaited {
@@ -28,6 +29,20 @@ static fe_waited await_cell(const fe_watch *watch, const awaited *a, int rank, i
         *differs = fe_calls_compare(watch, rank, step);
         if (*differs != FERRY_OK || last) return FE_LATE;
     }
+}
+
+/* State letter of /proc/PID/stat (proc(5)): after the last ')' of the command name. */
+fe_fate fe_process_fate(int pid) {
+    char path[32], text[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    FILE *file = fopen(path, "re");
+    if (!file) return errno == ENOENT || errno == ESRCH ? FE_DEAD : FE_ALIVE; /* else we may not look */
+    size_t n = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[n] = '\0';
+    const char *end = strrchr(text, ')');
+    int state = end && end[1] == ' ' ? end[2] : 'R';
+    return state == 'Z' || state == 'X' ? FE_DEAD : state == 'T' || state == 't' ? FE_STOPPED : FE_ALIVE;
 }
 
 typedef enum weight { WAITING = 1, BUSY = 2, GONE = 3 } weight; /* how sure we are that a late rank is the cause */

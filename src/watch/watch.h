@@ -67,7 +67,10 @@ bool fe_watch_resume(const fe_heap *heap);
 /* This rank leaves the group, and nothing of it runs any more: nobody need wait for it. */
 void fe_watch_leave(const fe_heap *heap);
 
-/* What can be seen of a rank. One of this process is alive, unless it has left. */
+/* What can be seen of a rank's process. A rank of this process is ALIVE. */
+typedef enum fe_fate { FE_ALIVE, FE_STOPPED, FE_DEAD, FE_LEFT } fe_fate;
 fe_fate fe_watch_fate(const fe_heap *heap, int rank);
+/* Of a process; FE_ALIVE where we may not look. */
+fe_fate fe_process_fate(int pid);
 
 #endif
