@@ -16,7 +16,7 @@ SOAK_CASES   ?= 200000
 SOAK_FAULTS  ?= 1000
 SOAK_SECONDS ?= 3600
 
-BUILD_PACKAGES = gcc libc6-dev make cmake libcjson-dev libfabric-dev
+BUILD_PACKAGES = gcc libc6-dev make cmake libcjson-dev libfabric-dev libhwloc-dev
 TEST_PACKAGES  = $(BUILD_PACKAGES) g++ pkg-config libcmocka-dev clang libclang-rt-dev clang-tidy clang-format cppcheck spin \
                  qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross python3 mandoc iproute2 \
                  python3-venv python3-numpy python3-pytest python3-torch chromium

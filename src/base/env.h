@@ -19,8 +19,10 @@
     X(FERRY_FABRIC, "auto",                                                                                           \
       "libfabric provider between hosts; auto: efa or verbs;ofi_rxm with a device, else tcp;ofi_rxm")                 \
     X(FERRY_FABRIC_ADDRESS, "auto",                                                                                   \
-      "address of this rank's network endpoint; auto: loopback, or what reaches FERRY_BOOT")                          \
+      "address of this rank's network endpoint, or several, with commas; auto: loopback, or what reaches FERRY_BOOT") \
+    X(FERRY_FABRIC_FLAGS, "0", "1: arrivals by flags, as where writes bring no data along (cxi), on any network")     \
     X(FERRY_FABRIC_LIBRARY, "libfabric.so.1", "path of libfabric, loaded when a group has several hosts")             \
+    X(FERRY_FABRIC_RAILS, "auto", "network devices that a rank uses, 1 to 4; auto: its share of the host's")          \
     X(FERRY_HOSTS, "1", "splits the ranks of a machine into that many pretend hosts, to run the far path on it")      \
     X(FERRY_LOCAL_RANK, "", "set by ferry run: this rank among those of its host; the library does not read it")      \
     X(FERRY_LOCAL_RANKS, "", "set by ferry run: the ranks of this host; the library does not read it")                \

@@ -47,6 +47,9 @@ static ferry_status make_tables(fe_far *f) {
     f->lost = calloc(ranks, sizeof *f->lost);
     f->why = calloc(ranks, sizeof *f->why);
     f->slots = calloc(FE_ORDERS, sizeof *f->slots);
+    f->line = calloc(ranks, sizeof *f->line);
+    f->flags_said = calloc(ranks * FE_FLAGS, sizeof *f->flags_said);
+    f->peer_tag = calloc(ranks, sizeof *f->peer_tag);
     f->inbox.heap = heap;
     f->inbox.reply = send_answer;
     f->inbox.answered = take_answer;
@@ -54,7 +57,7 @@ static ferry_status make_tables(fe_far *f) {
     f->inbox.context = f;
     bool inbox = fe_inbox_open(&f->inbox), ring = fe_ring_open(&f->ring, FE_ORDERS);
     if (!inbox || !ring || !f->chunks || !f->puts || !f->flushed || !f->bytes || !f->answered || !f->asked ||
-        !f->asking || !f->gone || !f->lost || !f->why || !f->slots)
+        !f->asking || !f->gone || !f->lost || !f->why || !f->slots || !f->line || !f->flags_said || !f->peer_tag)
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the network to %d ranks", heap->rank, heap->ranks);
     for (int i = 0; i < FE_ORDERS; i++) {
         f->slots[i].next = f->free_slot;
@@ -71,12 +74,27 @@ typedef struct introduction {
 static ferry_status open_network(fe_far *f, fe_boot *boot, fe_ofi_card *card) {
     char address[FE_BOOT_ADDRESS] = "127.0.0.1"; /* all on one machine: nothing need be seen from outside */
     const char *wanted = fe_env_text(FE_ENV_FERRY_FABRIC_ADDRESS);
+    const fe_heap *heap = f->heap;
     FE_TRY(make_tables(f));
-    if (!f->heap->hosts.one_machine) fe_boot_address(boot, address);
-    if (!wanted && *address) wanted = address;
-    FE_TRY(fe_ofi_open(f->heap->rank, fe_env_text(FE_ENV_FERRY_FABRIC), wanted, f->heap->post[f->heap->rank],
-                       f->heap->post_bytes, &f->ofi, card));
+    int64_t rails, flags;
+    FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_RAILS, 0, 1, FE_RAILS, &rails));
+    FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_FLAGS, 0, 0, 1, &flags));
+    if (!heap->hosts.one_machine) fe_boot_address(boot, address);
+    fe_ofi_wish wish = {.rank = heap->rank,
+                        .index = heap->hosts.index,
+                        .each = heap->hosts.each,
+                        .provider = fe_env_text(FE_ENV_FERRY_FABRIC),
+                        .addresses = wanted     ? wanted
+                                     : *address ? address
+                                                : NULL,
+                        .addresses_given = wanted != NULL,
+                        .rails = (int)rails,
+                        .flags = flags != 0,
+                        .memory = heap->post[heap->rank],
+                        .bytes = heap->post_bytes};
+    FE_TRY(fe_ofi_open(&wish, &f->ofi, card));
     f->inbox.tag = card->tag;
+    f->inbox.ordered = fe_ofi_by_flags(f->ofi);
     return FERRY_OK;
 }
 
@@ -90,6 +108,7 @@ static ferry_status introduce(fe_far *f, fe_boot *boot, introduction *mine) {
     if (status == FERRY_OK) status = fe_boot_allgather(boot, mine, all, sizeof *mine);
     for (int r = 0; status == FERRY_OK && r < ranks; r++) {
         cards[r] = all[r].card;
+        f->peer_tag[r] = all[r].card.tag;
         if (all[r].status != FERRY_OK && r != f->heap->rank)
             status = fe_fail(fe_status_heard(all[r].status), "rank %d could not open the network between hosts", r);
     }
@@ -158,6 +177,9 @@ void fe_far_close(fe_far *f) {
     free(f->asked);
     free(f->why);
     free(f->slots);
+    free(f->line);
+    free(f->flags_said);
+    free(f->peer_tag);
     free(f->held);
     pthread_mutex_destroy(&f->lock);
     free(f);

@@ -48,4 +48,23 @@ static inline bool fe_immediate_unpack(uint32_t immediate, uint32_t tag, fe_imme
            out->what <= FE_BYE && (out->kind < FE_KINDS || out->kind == FE_OF_PUTS);
 }
 
+/* Where writes bring nothing along (fe_ofi_by_flags), a word behind what was written says the same: one for each sort of thing that can be
+ * under way from a rank at once, which a number tells from the last of its sort. Data has none: it has arrived when what follows it has.
+ *
+ *   bits  0..31  how many of the sort the writer has written
+ *        32..63  the receiver's tag, all of it */
+enum { FE_FLAGS = FE_KINDS * 2 + FE_BYE - FE_MAIL + 1 };
+
+static inline int fe_flag_of(uint32_t immediate) { /* -1: none */
+    fe_arrival what = (fe_arrival)(immediate & 7);
+    if (what == FE_CHUNK) return -1;
+    if (what == FE_LETTER) return (int)(immediate >> 3 & 15) * 2 + (int)(immediate >> 7 & 1);
+    return FE_KINDS * 2 + (int)what - FE_MAIL;
+}
+
+static inline uint32_t fe_flag_says(int flag, int source) {
+    return flag < FE_KINDS * 2 ? fe_immediate_pack(FE_LETTER, flag / 2, flag % 2, source)
+                               : fe_immediate_pack((fe_arrival)(FE_MAIL + flag - FE_KINDS * 2), 0, 0, source);
+}
+
 #endif

@@ -6,12 +6,13 @@
 
 bool fe_inbox_open(fe_inbox *in) {
     size_t boxes = fe_room_boxes(in->heap), ranks = (size_t)in->heap->ranks;
-    char *at = in->memory = calloc((boxes + 2 * ranks) * 8 + boxes + 2 * ranks, 1);
+    char *at = in->memory = calloc((boxes + 2 * ranks) * 8 + ranks * FE_FLAGS * 4 + boxes + 2 * ranks, 1);
     if (!at) return false;
     in->chunks = (uint64_t *)(void *)at;
     in->puts = in->chunks + boxes;
     in->done = in->puts + ranks;
-    in->letter = (bool *)(in->done + ranks);
+    in->flags = (uint32_t *)(in->done + ranks);
+    in->letter = (bool *)(in->flags + ranks * FE_FLAGS);
     in->mail = in->letter + boxes;
     in->bye = in->mail + ranks;
     return true;
@@ -66,7 +67,7 @@ static bool open_letter(fe_inbox *in, int kind, int half, int source) {
     size_t box = fe_room_box(in->heap, kind, half, host);
     fe_letter l; /* a copy: what is checked is what is used */
     memcpy(&l, fe_post(heap, heap->rank, fe_room_letter(heap, true, kind, half, host)), sizeof l);
-    if (in->chunks[box] < l.chunks) return true; /* its last chunk comes back here */
+    if (!in->ordered && in->chunks[box] < l.chunks) return true; /* its last chunk comes back here */
     in->letter[box] = false;
     if (!check_letter(in, kind, half, source, &l)) return false;
     publish(heap, (fe_kind)kind, half, source, &l);
@@ -116,7 +117,7 @@ static bool open_mail(fe_inbox *in, int source) {
     const fe_heap *heap = in->heap;
     fe_mail m;
     memcpy(&m, fe_post(heap, heap->rank, fe_room_mail(heap, FE_MAIL_IN, source)), sizeof m);
-    if (in->puts[source] < m.puts) return true;
+    if (!in->ordered && in->puts[source] < m.puts) return true;
     in->mail[source] = false;
     if (m.number <= in->done[source]) return true; /* a box that was written again before it was sent arrives twice */
     in->done[source] = m.number;
@@ -172,4 +173,28 @@ bool fe_inbox_hear(fe_inbox *in, uint32_t immediate, int *source) {
     case FE_BYE: in->bye[i.source] = true; break;
     }
     return true;
+}
+
+/* A flag of another tag is no rank's of this group: it is told as what nobody would say, once. */
+static uint32_t read_flag(fe_inbox *in, int source, int flag) {
+    const fe_heap *heap = in->heap;
+    const _Atomic uint64_t *word = fe_post(heap, heap->rank, fe_room_flag(heap, true, source, flag));
+    uint32_t *last = &in->flags[(size_t)source * FE_FLAGS + (size_t)flag];
+    /* Acquire: what was written before the flag. */
+    uint64_t now = atomic_load_explicit(word, memory_order_acquire);
+    if ((uint32_t)now == *last) return 0;
+    *last = (uint32_t)now;
+    return fe_immediate_tag(fe_flag_says(flag, source), (uint32_t)(now >> 32) == in->tag ? in->tag : ~in->tag);
+}
+
+int fe_inbox_look(fe_inbox *in, uint32_t *immediate, int most) {
+    const fe_heap *heap = in->heap;
+    int count = 0;
+    for (int r = 0; r < heap->ranks; r++) {
+        if (fe_heap_near(heap, r)) continue;
+        bool column = heap->hosts.index_of[r] == heap->hosts.index;
+        for (int flag = column ? 0 : FE_KINDS * 2; flag < FE_FLAGS && count < most; flag++)
+            if ((immediate[count] = read_flag(in, r, flag)) != 0) count++;
+    }
+    return count;
 }

@@ -1,13 +1,12 @@
 #include "link/ofi.h"
-#include "base/env.h"
 #include "base/log.h"
 #include "link/immediate.h"
 
 #if FERRY_HAVE_LIBFABRIC
 
-#include <dlfcn.h>
-#include <pthread.h>
-#include <rdma/fabric.h>
+#include "link/fabric.h"
+#include "link/pin.h"
+
 #include <rdma/fi_cm.h>
 #include <rdma/fi_domain.h>
 #include <rdma/fi_endpoint.h>
@@ -17,22 +16,7 @@
 #include <stdlib.h>
 #include <sys/random.h>
 
-#define API FI_VERSION(1, 17)
-
-/* The functions that libfabric exports; all others are reached through the objects that these make. */
-static struct library {
-    void *handle;
-    int (*getinfo)(uint32_t, const char *, const char *, uint64_t, const struct fi_info *, struct fi_info **);
-    struct fi_info *(*dupinfo)(const struct fi_info *);
-    void (*freeinfo)(struct fi_info *);
-    int (*fabric)(struct fi_fabric_attr *, struct fid_fabric **, void *);
-    const char *(*strerror)(int);
-    uint32_t (*version)(void);
-} lib;
-static pthread_mutex_t lib_lock = PTHREAD_MUTEX_INITIALIZER;
-
-struct fe_ofi {
-    int rank;
+typedef struct rail {
     struct fi_info *info;
     struct fid_fabric *fabric;
     struct fid_domain *domain;
@@ -41,284 +25,307 @@ struct fe_ofi {
     struct fid_ep *ep;
     struct fid_mr *mr;
     void *desc;
-    char *memory;
-    uint32_t tag;
-    bool wide; /* immediates have 64 bits: the upper half repeats the tag, all of it */
-    int ranks;
-    fi_addr_t *peer;
+    bool wide;       /* immediates have 64 bits: the upper half repeats the tag, all of it */
+    fi_addr_t *peer; /* [ranks] */
     uint64_t *key, *base;
-    uint32_t *peer_tag;
+} rail;
+
+struct fe_ofi {
+    const fe_fabric *lib;
+    int rank, ranks, rails;
+    rail rail[FE_RAILS];
+    bool flags;
+    char *memory;
+    size_t bytes;
+    uint32_t tag;
+    uint32_t *peer_tag;  /* [ranks] */
+    uint8_t *peer_rails; /* [ranks] by how many it is reached */
+    uint32_t turn;       /* of the rails, for writes and reads; and for looking at completions */
     char trouble[160], text[160];
 };
 
-static ferry_status load_library(void) {
-    static const struct {
-        const char *name;
-        void **to;
-    } symbols[] = {{"fi_getinfo", (void **)&lib.getinfo},   {"fi_dupinfo", (void **)&lib.dupinfo},
-                   {"fi_freeinfo", (void **)&lib.freeinfo}, {"fi_fabric", (void **)&lib.fabric},
-                   {"fi_strerror", (void **)&lib.strerror}, {"fi_version", (void **)&lib.version}};
-    const char *path = fe_env_text(FE_ENV_FERRY_FABRIC_LIBRARY);
-    if (lib.handle) return FERRY_OK;
-    void *handle = dlopen(path ? path : "libfabric.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (!handle)
-        return fe_fail(FERRY_UNSUPPORTED, "several hosts need libfabric, which cannot be loaded: %s", dlerror());
-    for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
-        *symbols[i].to = dlsym(handle, symbols[i].name);
-        if (*symbols[i].to) continue;
-        dlclose(handle);
-        return fe_fail(FERRY_UNSUPPORTED, "%s has no %s", path ? path : "libfabric.so.1", symbols[i].name);
-    }
-    if (FI_VERSION_LT(lib.version(), API)) {
-        uint32_t v = lib.version();
-        dlclose(handle);
-        return fe_fail(FERRY_UNSUPPORTED, "libfabric %u.%u is too old: 1.17 is needed", FI_MAJOR(v), FI_MINOR(v));
-    }
-    lib.handle = handle; /* for good: providers have threads and exit handlers of their own */
-    return FERRY_OK;
-}
-
 static ferry_status fail_ofi(const fe_ofi *o, int error, const char *what) {
-    return fe_fail(FERRY_SYSTEM, "rank %d: %s: %s", o->rank, what, lib.strerror(-error));
+    return fe_fail(FERRY_SYSTEM, "rank %d: %s: %s", o->rank, what, o->lib->strerror(-error));
 }
 
 /* ---- opening ---- */
 
-static struct fi_info *hints_for(const char *provider) {
-    struct fi_info *h = lib.dupinfo(NULL);
-    if (!h) return NULL;
-    h->caps = FI_MSG | FI_RMA;
-    h->ep_attr->type = FI_EP_RDM;
-    h->domain_attr->mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT;
-    h->domain_attr->threading = FI_THREAD_DOMAIN;
-    h->domain_attr->cq_data_size = 4;
-    h->domain_attr->av_type = FI_AV_TABLE;
-    h->mode = FI_CONTEXT | FI_CONTEXT2;
-    h->fabric_attr->prov_name = strdup(provider);
-    return h;
-}
-
-static int ask(const char *provider, const char *address, struct fi_info **info) {
-    struct fi_info *hints = hints_for(provider);
-    if (!hints) return -FI_ENOMEM;
-    int error = lib.getinfo(API, address, NULL, address ? FI_SOURCE : 0, hints, info);
-    lib.freeinfo(hints);
-    return error;
-}
-
-/* Providers by name: asked in general, libfabric also offers some that are of no use (`sockets` needs milliseconds where cores are few,
- * `udp;ofi_rxd` is slow). */
-static ferry_status choose(fe_ofi *o, const char *provider, const char *address) {
-    static const char *const best[] = {"efa", "verbs;ofi_rxm", "tcp;ofi_rxm"};
-    int error = -FI_ENODATA;
-    if (provider) {
-        error = ask(provider, address, &o->info);
-        if (error)
-            return fe_fail(FERRY_UNSUPPORTED, "rank %d: libfabric's provider %s (FERRY_FABRIC) on %s: %s", o->rank,
-                           provider, address ? address : "any address", lib.strerror(-error));
-        return FERRY_OK;
-    }
-    for (size_t i = 0; i < sizeof best / sizeof *best; i++) {
-        bool by_address = i == 2; /* efa has no such addresses, and verbs chooses its device */
-        error = ask(best[i], by_address ? address : NULL, &o->info);
-        if (!error) return FERRY_OK;
-    }
-    return fe_fail(FERRY_UNSUPPORTED, "rank %d: libfabric has neither efa, verbs;ofi_rxm nor tcp;ofi_rxm here (%s)",
-                   o->rank, lib.strerror(-error));
-}
-
-static int open_queues(fe_ofi *o) {
+static int open_queues(rail *r) {
     struct fi_cq_attr queue = {.format = FI_CQ_FORMAT_DATA, .wait_obj = FI_WAIT_NONE, .size = 4096};
     struct fi_av_attr addresses = {.type = FI_AV_TABLE};
-    int error = fi_domain(o->fabric, o->info, &o->domain, NULL);
-    if (!error) error = fi_av_open(o->domain, &addresses, &o->av, NULL);
+    int error = fi_domain(r->fabric, r->info, &r->domain, NULL);
+    if (!error) error = fi_av_open(r->domain, &addresses, &r->av, NULL);
     /* Two queues: a completion of a write of ours may carry the same flags as one of a peer's (some providers do so). */
-    if (!error) error = fi_cq_open(o->domain, &queue, &o->sent, NULL);
-    if (!error) error = fi_cq_open(o->domain, &queue, &o->arrived, NULL);
-    if (!error) error = fi_endpoint(o->domain, o->info, &o->ep, NULL);
-    if (!error) error = fi_ep_bind(o->ep, &o->av->fid, 0);
-    if (!error) error = fi_ep_bind(o->ep, &o->sent->fid, FI_TRANSMIT);
-    if (!error) error = fi_ep_bind(o->ep, &o->arrived->fid, FI_RECV);
-    if (!error) error = fi_enable(o->ep);
+    if (!error) error = fi_cq_open(r->domain, &queue, &r->sent, NULL);
+    if (!error) error = fi_cq_open(r->domain, &queue, &r->arrived, NULL);
+    if (!error) error = fi_endpoint(r->domain, r->info, &r->ep, NULL);
+    if (!error) error = fi_ep_bind(r->ep, &r->av->fid, 0);
+    if (!error) error = fi_ep_bind(r->ep, &r->sent->fid, FI_TRANSMIT);
+    if (!error) error = fi_ep_bind(r->ep, &r->arrived->fid, FI_RECV);
+    if (!error) error = fi_enable(r->ep);
     return error;
 }
 
-static int share_memory(fe_ofi *o, size_t bytes, uint64_t *key) {
-    int mode = o->info->domain_attr->mr_mode;
-    int error = fi_mr_reg(o->domain, o->memory, bytes, FI_WRITE | FI_READ | FI_REMOTE_WRITE | FI_REMOTE_READ, 0, *key,
-                          0, &o->mr, NULL);
-    if (!error && mode & FI_MR_ENDPOINT) error = fi_mr_bind(o->mr, &o->ep->fid, 0);
-    if (!error && mode & FI_MR_ENDPOINT) error = fi_mr_enable(o->mr);
+static int share_memory(rail *r, void *memory, size_t bytes, uint64_t *key) {
+    int mode = r->info->domain_attr->mr_mode;
+    int error = fi_mr_reg(r->domain, memory, bytes, FI_WRITE | FI_READ | FI_REMOTE_WRITE | FI_REMOTE_READ, 0, *key, 0,
+                          &r->mr, NULL);
+    if (!error && mode & FI_MR_ENDPOINT) error = fi_mr_bind(r->mr, &r->ep->fid, 0);
+    if (!error && mode & FI_MR_ENDPOINT) error = fi_mr_enable(r->mr);
     if (error) return error;
-    o->desc = fi_mr_desc(o->mr);
-    *key = fi_mr_key(o->mr);
+    r->desc = fi_mr_desc(r->mr);
+    *key = fi_mr_key(r->mr);
     return 0;
 }
 
-static ferry_status open_all(fe_ofi *o, size_t bytes, fe_ofi_card *card) {
-    uint64_t drawn[2];
-    size_t room = sizeof card->name;
-    int error = lib.fabric(o->info->fabric_attr, &o->fabric, NULL);
+static ferry_status open_rail(fe_ofi *o, rail *r, fe_ofi_rail *card) {
+    uint64_t drawn;
+    size_t room = sizeof card->name, key_bytes = r->info->domain_attr->mr_key_size;
+    int error = o->lib->fabric(r->info->fabric_attr, &r->fabric, NULL);
     if (error) return fail_ofi(o, error, "opening libfabric's fabric");
-    error = open_queues(o);
+    error = open_queues(r);
     if (error) return fail_ofi(o, error, "opening libfabric's endpoint");
-    if (getrandom(drawn, sizeof drawn, 0) != (ssize_t)sizeof drawn) return fe_fail_errno("drawing a memory key");
+    if (getrandom(&drawn, sizeof drawn, 0) != (ssize_t)sizeof drawn) return fe_fail_errno("drawing a memory key");
     /* Where the provider lets us choose, the key cannot be guessed: it is what lets somebody write here. */
-    size_t key_bytes = o->info->domain_attr->mr_key_size;
-    card->key = key_bytes < 8 ? drawn[0] & (((uint64_t)1 << 8 * key_bytes) - 1) : drawn[0];
-    o->tag = card->tag = (uint32_t)drawn[1];
-    error = share_memory(o, bytes, &card->key);
+    card->key = key_bytes < 8 ? drawn & (((uint64_t)1 << 8 * key_bytes) - 1) : drawn;
+    error = share_memory(r, o->memory, o->bytes, &card->key);
     if (error) return fail_ofi(o, error, "registering the heap with libfabric");
-    card->base = o->info->domain_attr->mr_mode & FI_MR_VIRT_ADDR ? (uint64_t)(uintptr_t)o->memory : 0;
-    error = fi_getname(&o->ep->fid, card->name, &room);
+    card->base = r->info->domain_attr->mr_mode & FI_MR_VIRT_ADDR ? (uint64_t)(uintptr_t)o->memory : 0;
+    error = fi_getname(&r->ep->fid, card->name, &room);
     if (error) return fail_ofi(o, error, "asking libfabric for the endpoint's name");
     card->name_bytes = (uint32_t)room;
+    r->wide = r->info->domain_attr->cq_data_size >= 8;
+    fe_log(FE_INFO, FE_INIT, "rank %d: libfabric %u.%u, provider %s, device %s", o->rank, FI_MAJOR(o->lib->version()),
+           FI_MINOR(o->lib->version()), r->info->fabric_attr->prov_name, r->info->domain_attr->name);
     return FERRY_OK;
 }
 
-ferry_status fe_ofi_open(int rank, const char *provider, const char *address, void *memory, size_t bytes, fe_ofi **ofi,
-                         fe_ofi_card *card) {
-    *card = (fe_ofi_card){.name_bytes = 0};
-    pthread_mutex_lock(&lib_lock);
-    ferry_status status = load_library();
-    pthread_mutex_unlock(&lib_lock);
-    FE_TRY(status);
+static ferry_status open_all(fe_ofi *o, const fe_ofi_wish *wish, fe_ofi_card *card) {
+    struct fi_info *info[FE_RAILS];
+    FE_TRY(fe_fabric_choose(o->lib, wish, info, &o->rails, &o->flags));
+    for (int i = 0; i < o->rails; i++) o->rail[i].info = info[i];
+    if (getrandom(&o->tag, sizeof o->tag, 0) != (ssize_t)sizeof o->tag) return fe_fail_errno("drawing a tag");
+    snprintf(card->provider, sizeof card->provider, "%s", info[0]->fabric_attr->prov_name);
+    card->tag = o->tag;
+    card->rails = (uint16_t)o->rails;
+    card->flags = o->flags;
+    for (int i = 0; i < o->rails; i++) FE_TRY(open_rail(o, &o->rail[i], &card->rail[i]));
+    return FERRY_OK;
+}
+
+ferry_status fe_ofi_open(const fe_ofi_wish *wish, fe_ofi **ofi, fe_ofi_card *card) {
+    *card = (fe_ofi_card){.rails = 0};
+    const fe_fabric *lib;
+    FE_TRY(fe_fabric_load(&lib));
     fe_ofi *o = calloc(1, sizeof *o);
-    if (!o) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the network", rank);
-    o->rank = rank;
-    o->memory = memory;
-    status = choose(o, provider, address);
-    if (status == FERRY_OK) {
-        o->wide = o->info->domain_attr->cq_data_size >= 8;
-        snprintf(card->provider, sizeof card->provider, "%s", o->info->fabric_attr->prov_name);
-        status = open_all(o, bytes, card);
-    }
+    if (!o) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the network", wish->rank);
+    o->lib = lib;
+    o->rank = wish->rank;
+    o->memory = wish->memory;
+    o->bytes = wish->bytes;
+    ferry_status status = open_all(o, wish, card);
     if (status != FERRY_OK) {
         fe_ofi_close(o);
         return status;
     }
-    fe_log(FE_INFO, FE_INIT, "rank %d: libfabric %u.%u, provider %s, address %s", rank, FI_MAJOR(lib.version()),
-           FI_MINOR(lib.version()), card->provider, address ? address : "of the provider's choice");
     *ofi = o;
     return FERRY_OK;
 }
 
-ferry_status fe_ofi_meet(fe_ofi *o, const fe_ofi_card *cards, int ranks) {
-    o->ranks = ranks;
-    o->peer = calloc((size_t)ranks, sizeof *o->peer);
-    o->key = calloc((size_t)ranks, sizeof *o->key);
-    o->base = calloc((size_t)ranks, sizeof *o->base);
-    o->peer_tag = calloc((size_t)ranks, sizeof *o->peer_tag);
-    if (!o->peer || !o->key || !o->base || !o->peer_tag)
-        return fe_fail(FERRY_NOMEM, "rank %d: no memory for the addresses of %d ranks", o->rank, ranks);
-    for (int r = 0; r < ranks; r++) {
-        if (!cards[r].provider[0]) continue; /* it is not there */
-        if (strncmp(cards[r].provider, cards[o->rank].provider, sizeof cards[r].provider) != 0)
-            return fe_fail(FERRY_MISMATCH,
-                           "libfabric's provider is %.31s on rank %d, %.31s on rank %d: set FERRY_FABRIC",
-                           cards[r].provider, r, cards[o->rank].provider, o->rank);
-        int added = fi_av_insert(o->av, cards[r].name, 1, &o->peer[r], 0, NULL);
-        if (added != 1)
-            return fe_fail(FERRY_SYSTEM, "rank %d: libfabric does not take the address of rank %d", o->rank, r);
-        o->key[r] = cards[r].key;
-        o->base[r] = cards[r].base;
-        o->peer_tag[r] = cards[r].tag;
+static ferry_status fits(const fe_ofi *o, const fe_ofi_card *own, const fe_ofi_card *theirs, int r) {
+    if (strncmp(theirs->provider, own->provider, sizeof own->provider) != 0)
+        return fe_fail(FERRY_MISMATCH, "libfabric's provider is %.31s on rank %d, %.31s on rank %d: set FERRY_FABRIC",
+                       theirs->provider, r, own->provider, o->rank);
+    if (theirs->flags != own->flags)
+        return fe_fail(FERRY_MISMATCH, "FERRY_FABRIC_FLAGS is %d on rank %d, %d on rank %d", theirs->flags, r,
+                       own->flags, o->rank);
+    if (theirs->rails < 1 || theirs->rails > FE_RAILS)
+        return fe_fail(FERRY_SYSTEM, "rank %d: rank %d says that it has %d rails", o->rank, r, theirs->rails);
+    return FERRY_OK;
+}
+
+/* Rail i of both: where devices are in the same order on all hosts, that is one network. */
+static ferry_status meet_one(fe_ofi *o, const fe_ofi_card *theirs, int peer) {
+    o->peer_tag[peer] = theirs->tag;
+    o->peer_rails[peer] = (uint8_t)(theirs->rails < o->rails ? theirs->rails : o->rails);
+    for (int i = 0; i < o->peer_rails[peer]; i++) {
+        rail *r = &o->rail[i];
+        if (fi_av_insert(r->av, theirs->rail[i].name, 1, &r->peer[peer], 0, NULL) != 1)
+            return fe_fail(FERRY_SYSTEM, "rank %d: libfabric does not take the address of rank %d", o->rank, peer);
+        r->key[peer] = theirs->rail[i].key;
+        r->base[peer] = theirs->rail[i].base;
     }
     return FERRY_OK;
+}
+
+ferry_status fe_ofi_meet(fe_ofi *o, const fe_ofi_card *cards, int ranks) {
+    size_t n = (size_t)ranks;
+    o->ranks = ranks;
+    o->peer_tag = calloc(n, sizeof *o->peer_tag);
+    o->peer_rails = calloc(n, sizeof *o->peer_rails);
+    bool there = o->peer_tag && o->peer_rails;
+    for (int i = 0; i < o->rails; i++) {
+        rail *r = &o->rail[i];
+        r->peer = calloc(n, sizeof *r->peer);
+        r->key = calloc(n, sizeof *r->key);
+        r->base = calloc(n, sizeof *r->base);
+        there = there && r->peer && r->key && r->base;
+    }
+    if (!there) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the addresses of %d ranks", o->rank, ranks);
+    for (int r = 0; r < ranks; r++) {
+        if (!cards[r].provider[0]) continue; /* it is not there */
+        FE_TRY(fits(o, &cards[o->rank], &cards[r], r));
+        FE_TRY(meet_one(o, &cards[r], r));
+    }
+    return FERRY_OK;
+}
+
+void fe_ofi_pin(const fe_ofi *o) {
+    const struct fi_info *info = o->rail[0].info;
+    fe_pin_device device = {.name = info->domain_attr->name};
+    const struct fi_bus_attr *bus = info->nic ? info->nic->bus_attr : NULL;
+    if (bus && bus->bus_type == FI_BUS_PCI) {
+        device.pci = true;
+        device.domain = bus->attr.pci.domain_id;
+        device.bus = bus->attr.pci.bus_id;
+        device.device = bus->attr.pci.device_id;
+        device.function = bus->attr.pci.function_id;
+    }
+    fe_pin_near(o->rank, &device);
 }
 
 static void close_fid(struct fid *fid) {
     if (fid) fi_close(fid);
 }
 
+static void close_rail(const fe_fabric *lib, rail *r) {
+    close_fid(r->mr ? &r->mr->fid : NULL); /* first: some providers bind it to the endpoint */
+    close_fid(r->ep ? &r->ep->fid : NULL);
+    close_fid(r->sent ? &r->sent->fid : NULL);
+    close_fid(r->arrived ? &r->arrived->fid : NULL);
+    close_fid(r->av ? &r->av->fid : NULL);
+    close_fid(r->domain ? &r->domain->fid : NULL);
+    close_fid(r->fabric ? &r->fabric->fid : NULL);
+    if (r->info) lib->freeinfo(r->info);
+    free(r->peer);
+    free(r->key);
+    free(r->base);
+}
+
 void fe_ofi_close(fe_ofi *o) {
     if (!o) return;
-    close_fid(o->mr ? &o->mr->fid : NULL); /* first: some providers bind it to the endpoint */
-    close_fid(o->ep ? &o->ep->fid : NULL);
-    close_fid(o->sent ? &o->sent->fid : NULL);
-    close_fid(o->arrived ? &o->arrived->fid : NULL);
-    close_fid(o->av ? &o->av->fid : NULL);
-    close_fid(o->domain ? &o->domain->fid : NULL);
-    close_fid(o->fabric ? &o->fabric->fid : NULL);
-    if (o->info) lib.freeinfo(o->info);
-    free(o->peer);
-    free(o->key);
-    free(o->base);
+    for (int i = 0; i < o->rails; i++) close_rail(o->lib, &o->rail[i]);
     free(o->peer_tag);
+    free(o->peer_rails);
     free(o);
 }
 
 /* ---- data ---- */
 
-int fe_ofi_write(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t bytes, uint32_t immediate,
-                 void *context) {
-    ssize_t result;
-    if (immediate) {
-        uint64_t data = fe_immediate_tag(immediate, o->peer_tag[peer]);
-        if (o->wide) data |= (uint64_t)o->peer_tag[peer] << 32;
-        result = fi_writedata(o->ep, o->memory + local, bytes, o->desc, data, o->peer[peer], o->base[peer] + remote,
-                              o->key[peer], context);
-    } else {
-        result = fi_write(o->ep, o->memory + local, bytes, o->desc, o->peer[peer], o->base[peer] + remote, o->key[peer],
-                          context);
-    }
+/* Flags are in order behind what they speak of: on the one rail that leads to this peer. */
+static rail *rail_to(fe_ofi *o, int peer) {
+    uint32_t which = o->flags ? (uint32_t)(peer + o->rank) : o->turn++;
+    return &o->rail[which % o->peer_rails[peer]];
+}
+
+static int taken(ssize_t result) {
     return result == -FI_EAGAIN ? 1 : (int)result;
 }
 
+int fe_ofi_write(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t bytes, uint32_t immediate,
+                 void *context) {
+    rail *r = rail_to(o, peer);
+    char *from = o->memory + local;
+    uint64_t to = r->base[peer] + remote;
+    if (!immediate || o->flags)
+        return taken(fi_write(r->ep, from, bytes, r->desc, r->peer[peer], to, r->key[peer], context));
+    uint64_t data = fe_immediate_tag(immediate, o->peer_tag[peer]);
+    if (r->wide) data |= (uint64_t)o->peer_tag[peer] << 32;
+    return taken(fi_writedata(r->ep, from, bytes, r->desc, data, r->peer[peer], to, r->key[peer], context));
+}
+
+bool fe_ofi_by_flags(const fe_ofi *o) {
+    return o->flags;
+}
+
 int fe_ofi_read(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t bytes, void *context) {
-    ssize_t result =
-        fi_read(o->ep, o->memory + local, bytes, o->desc, o->peer[peer], o->base[peer] + remote, o->key[peer], context);
-    return result == -FI_EAGAIN ? 1 : (int)result;
+    rail *r = rail_to(o, peer);
+    return taken(fi_read(r->ep, o->memory + local, bytes, r->desc, r->peer[peer], r->base[peer] + remote, r->key[peer],
+                         context));
 }
 
 static int read_error(fe_ofi *o, struct fid_cq *queue, struct fi_cq_err_entry *entry) {
     *entry = (struct fi_cq_err_entry){.op_context = NULL};
     if (fi_cq_readerr(queue, entry, 0) != 1) return 0;
     const char *text = fi_cq_strerror(queue, entry->prov_errno, entry->err_data, NULL, 0);
-    snprintf(o->text, sizeof o->text, "%s (%s)", lib.strerror(entry->err), text ? text : "no word of the provider's");
+    snprintf(o->text, sizeof o->text, "%s (%s)", o->lib->strerror(entry->err),
+             text ? text : "no word of the provider's");
     return 1;
 }
 
-int fe_ofi_poll_sent(fe_ofi *o, fe_ofi_sent *sent, int most) {
-    struct fi_cq_data_entry entry[32];
+static int broken(fe_ofi *o, ssize_t error, const char *what) {
+    snprintf(o->trouble, sizeof o->trouble, "reading %s: %s", what, o->lib->strerror((int)-error));
+    return -1;
+}
+
+enum { LOOK = 32 }; /* entries of a queue that are read at once */
+
+static int sent_by(fe_ofi *o, const rail *r, fe_ofi_sent *sent, int most) {
+    struct fi_cq_data_entry entry[LOOK];
     struct fi_cq_err_entry wrong;
-    ssize_t n = fi_cq_read(o->sent, entry, (size_t)(most < 32 ? most : 32));
+    ssize_t n = fi_cq_read(r->sent, entry, (size_t)(most < LOOK ? most : LOOK));
     if (n == -FI_EAVAIL) {
-        if (!read_error(o, o->sent, &wrong)) return 0;
+        if (!read_error(o, r->sent, &wrong)) return 0;
         sent[0] = (fe_ofi_sent){.context = wrong.op_context, .error = wrong.err, .error_text = o->text};
         return 1;
     }
     if (n == -FI_EAGAIN) return 0;
-    if (n < 0) {
-        snprintf(o->trouble, sizeof o->trouble, "reading completions: %s", lib.strerror((int)-n));
-        return -1;
-    }
+    if (n < 0) return broken(o, n, "completions");
     for (ssize_t i = 0; i < n; i++) sent[i] = (fe_ofi_sent){.context = entry[i].op_context};
     return (int)n;
 }
 
-int fe_ofi_poll_arrived(fe_ofi *o, uint32_t *immediate, int most) {
-    struct fi_cq_data_entry entry[32];
+static int arrived_by(fe_ofi *o, const rail *r, uint32_t *immediate, int most) {
+    struct fi_cq_data_entry entry[LOOK];
     struct fi_cq_err_entry wrong;
     int count = 0;
-    ssize_t n = fi_cq_read(o->arrived, entry, (size_t)(most < 32 ? most : 32));
+    ssize_t n = fi_cq_read(r->arrived, entry, (size_t)(most < LOOK ? most : LOOK));
     if (n ==
         -FI_EAVAIL) { /* a connection that broke, or a stranger's: nothing that this rank waits for by its context */
-        if (read_error(o, o->arrived, &wrong))
+        if (read_error(o, r->arrived, &wrong))
             fe_log(FE_WARN, FE_MOVE, "rank %d: arrival failed: %s", o->rank, o->text);
         return 0;
     }
     if (n == -FI_EAGAIN) return 0;
-    if (n < 0) {
-        snprintf(o->trouble, sizeof o->trouble, "reading arrivals: %s", lib.strerror((int)-n));
-        return -1;
-    }
+    if (n < 0) return broken(o, n, "arrivals");
     for (ssize_t i = 0; i < n; i++) {
         if (!(entry[i].flags & FI_REMOTE_CQ_DATA)) continue;
         uint32_t low = (uint32_t)entry[i].data;
-        if (o->wide && (uint32_t)(entry[i].data >> 32) != o->tag)
+        if (r->wide && (uint32_t)(entry[i].data >> 32) != o->tag)
             low = 0; /* no such arrival: it is refused by whoever reads */
         immediate[count++] = low;
+    }
+    return count;
+}
+
+int fe_ofi_poll_sent(fe_ofi *o, fe_ofi_sent *sent, int most) {
+    int count = 0;
+    for (int i = 0; i < o->rails && count < most; i++) {
+        int n = sent_by(o, &o->rail[(o->turn + (uint32_t)i) % (uint32_t)o->rails], sent + count, most - count);
+        if (n < 0) return -1;
+        count += n;
+        if (count && sent[count - 1].error) break; /* its text is there until the next look */
+    }
+    return count;
+}
+
+/* All rails in any case: looking is what moves some providers' data. */
+int fe_ofi_poll_arrived(fe_ofi *o, uint32_t *immediate, int most) {
+    int count = 0;
+    for (int i = 0; i < o->rails && count < most; i++) {
+        int n = arrived_by(o, &o->rail[(o->turn + (uint32_t)i) % (uint32_t)o->rails], immediate + count, most - count);
+        if (n < 0) return -1;
+        count += n;
     }
     return count;
 }
@@ -327,8 +334,7 @@ const char *fe_ofi_trouble(const fe_ofi *o) {
     return o->trouble;
 }
 const char *fe_ofi_text(const fe_ofi *o, int error) {
-    (void)o;
-    return lib.strerror(-error);
+    return o->lib->strerror(-error);
 }
 
 #else
@@ -337,9 +343,8 @@ static ferry_status without(void) {
     return fe_fail(FERRY_UNSUPPORTED,
                    "ranks on several hosts: this library was built without libfabric's headers (libfabric-dev)");
 }
-ferry_status fe_ofi_open(int rank, const char *provider, const char *address, void *memory, size_t bytes, fe_ofi **ofi,
-                         fe_ofi_card *card) {
-    (void)rank, (void)provider, (void)address, (void)memory, (void)bytes, (void)ofi;
+ferry_status fe_ofi_open(const fe_ofi_wish *wish, fe_ofi **ofi, fe_ofi_card *card) {
+    (void)wish, (void)ofi;
     memset(card, 0, sizeof *card);
     return without();
 }
@@ -354,6 +359,13 @@ int fe_ofi_write(fe_ofi *ofi, int peer, uint64_t local, uint64_t remote, size_t 
                  void *context) {
     (void)ofi, (void)peer, (void)local, (void)remote, (void)bytes, (void)immediate, (void)context;
     return -1;
+}
+bool fe_ofi_by_flags(const fe_ofi *ofi) {
+    (void)ofi;
+    return false;
+}
+void fe_ofi_pin(const fe_ofi *ofi) {
+    (void)ofi;
 }
 int fe_ofi_read(fe_ofi *ofi, int peer, uint64_t local, uint64_t remote, size_t bytes, void *context) {
     (void)ofi, (void)peer, (void)local, (void)remote, (void)bytes, (void)context;

@@ -1,29 +1,55 @@
-/* The network, by libfabric: one reliable-datagram endpoint, one piece of registered memory, writes that bring 32 bits along (remote
- * completion data) and reads. Used by one thread at a time. libfabric is loaded when first asked for, so that a site's own serves. */
+/* The network, by libfabric: reliable-datagram endpoints (*rails*, one on each network device that the rank uses), one piece of registered
+ * memory, writes that bring 32 bits along (remote completion data) and reads. Writes take the rails by turns: nothing may count on their
+ * order. Used by one thread at a time.
+ *
+ * A provider whose writes bring nothing along (cxi) must keep them in order, and arrivals are told by *flags*: what is to be heard is
+ * written, then a word behind it. A rank then reaches each other one by a single rail. */
 #ifndef FERRY_LINK_OFI_H
 #define FERRY_LINK_OFI_H
 
 #include "base/status.h"
+#include "link/rails.h"
+#include <stdbool.h>
 
 typedef struct fe_ofi fe_ofi;
 
+/* What the network is to be opened with. */
+typedef struct fe_ofi_wish {
+    int rank;
+    int index, each;      /* it is the index'th of `each` ranks on its host: devices are shared out */
+    const char *provider; /* NULL: the best there is */
+    const char *
+        addresses; /* where to be bound: "address" or "address,address", one for each rail; NULL: the provider's choice */
+    bool addresses_given; /* by the user, and not meant for providers alone that know hosts by addresses */
+    int rails;            /* 0: the rank's share of the host's devices */
+    bool flags;           /* arrivals by flags even where data could come with a write */
+    void *memory;         /* what the network writes and reads */
+    size_t bytes;
+} fe_ofi_wish;
+
 /* What a rank tells the others so that they can write to it. */
-typedef struct fe_ofi_card {
-    char provider[32];
+typedef struct fe_ofi_rail {
     uint8_t name[112]; /* of its endpoint */
     uint32_t name_bytes;
-    uint32_t tag;  /* see link/immediate.h */
     uint64_t key;  /* of its memory */
     uint64_t base; /* what an offset is added to */
+} fe_ofi_rail;
+
+typedef struct fe_ofi_card {
+    char provider[32];
+    uint32_t tag; /* see link/immediate.h */
+    uint16_t rails;
+    uint16_t flags; /* arrivals are told by flags */
+    fe_ofi_rail rail[FE_RAILS];
 } fe_ofi_card;
 
-/* Opens an endpoint over [memory, memory + bytes). provider NULL: the best there is; address NULL: the provider's choice. FERRY_UNSUPPORTED
- * (no libfabric, no such provider), FERRY_SYSTEM. */
-ferry_status fe_ofi_open(int rank, const char *provider, const char *address, void *memory, size_t bytes, fe_ofi **ofi,
-                         fe_ofi_card *card);
+/* Opens the rails, each an endpoint over all of the memory. FERRY_UNSUPPORTED (no libfabric, no such provider), FERRY_SYSTEM. */
+ferry_status fe_ofi_open(const fe_ofi_wish *wish, fe_ofi **ofi, fe_ofi_card *card);
 /* [ranks] cards: whom `peer` means from now on. Connections are made when first used. */
 ferry_status fe_ofi_meet(fe_ofi *ofi, const fe_ofi_card *cards, int ranks);
 void fe_ofi_close(fe_ofi *ofi);
+/* The calling thread, which is to be the network's, near the first rail's device. */
+void fe_ofi_pin(const fe_ofi *ofi);
 
 /* Offsets are into the two memories. immediate 0: none. context comes back by fe_ofi_sent. 0: it is under way; 1: not now, try again;
  * negative: -FI_E... */
@@ -40,6 +66,8 @@ typedef struct fe_ofi_sent {
 /* What is complete, or has arrived, since: how many entries were filled; -1: the network as a whole has failed (text by fe_ofi_trouble). */
 int fe_ofi_poll_sent(fe_ofi *ofi, fe_ofi_sent *sent, int most);
 int fe_ofi_poll_arrived(fe_ofi *ofi, uint32_t *immediate, int most);
+/* The network brings no immediates along: whoever writes says so by a flag, and writes to one rank arrive in their order. */
+bool fe_ofi_by_flags(const fe_ofi *ofi);
 const char *fe_ofi_trouble(const fe_ofi *ofi);
 const char *fe_ofi_text(const fe_ofi *ofi, int error); /* of a negative result */
 /* Bytes a context must have, for the provider's own use. */

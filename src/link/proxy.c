@@ -38,6 +38,36 @@ static void finish(fe_far *f, const fe_order *order, bool failed) {
     fe_watch_ring(f->heap, f->heap->rank);
 }
 
+static bool hold(fe_far *f, const fe_order *order) {
+    if (f->held_count == f->held_room) {
+        int room = f->held_room * 2 + 64;
+        fe_held *more = realloc(f->held, (size_t)room * sizeof *more);
+        if (!more) return false;
+        f->held = more;
+        f->held_room = room;
+    }
+    f->held[f->held_count++] = (fe_held){.order = *order, .since_ns = fe_now_ns()};
+    f->line[order->peer].held++;
+    return true;
+}
+
+void fe_proxy_hold(fe_far *f, const fe_order *order) {
+    if (!hold(f, order)) lose(f, order->peer, "no memory to say something to it");
+}
+
+/* The word that tells of it, to be written behind it. Of its sort nothing is under way but this: the word may be changed. */
+static void raise_flag(fe_far *f, const fe_order *order) {
+    const fe_heap *heap = f->heap;
+    int flag = order->immediate ? fe_flag_of(order->immediate) : -1;
+    if (flag < 0 || !fe_ofi_by_flags(f->ofi)) return;
+    uint64_t out = fe_room_flag(heap, false, order->peer, flag), *word = fe_post(heap, heap->rank, out);
+    uint32_t number = ++f->flags_said[(size_t)order->peer * FE_FLAGS + (size_t)flag];
+    *word = (uint64_t)f->peer_tag[order->peer] << 32 | number;
+    fe_order behind = {
+        .peer = order->peer, .local = out, .remote = fe_room_flag(heap, true, heap->rank, flag), .bytes = sizeof *word};
+    fe_proxy_hold(f, &behind);
+}
+
 /* false: the network does not take it now. */
 static bool give(fe_far *f, const fe_order *order) {
     if (atomic_load(&f->lost[order->peer]) || f->inbox.bye[order->peer]) {
@@ -59,40 +89,41 @@ static bool give(fe_far *f, const fe_order *order) {
     f->free_slot = u->next;
     f->under_way++;
     if (!order->read) atomic_fetch_add_explicit(&f->bytes[order->peer], order->bytes, memory_order_relaxed);
+    raise_flag(f, order);
     return true;
 }
 
-static bool hold(fe_far *f, const fe_order *order) {
-    if (f->held_count == f->held_room) {
-        int room = f->held_room * 2 + 64;
-        fe_held *more = realloc(f->held, (size_t)room * sizeof *more);
-        if (!more) return false;
-        f->held = more;
-        f->held_room = room;
-    }
-    f->held[f->held_count++] = (fe_held){.order = *order, .since_ns = fe_now_ns()};
+/* true: it is no longer held. */
+static bool settle(fe_far *f, const fe_held *h) {
+    fe_line *line = &f->line[h->order.peer];
+    bool waits_behind = f->inbox.ordered && line->round == f->round;
+    if (!waits_behind && give(f, &h->order)) return true;
+    line->round = f->round;
+    if (fe_now_ns() - h->since_ns <= f->watch->timeout_ns) return false;
+    lose(f, h->order.peer, "it has taken in nothing for as long as the group's timeout");
+    finish(f, &h->order, true);
     return true;
-}
-
-void fe_proxy_hold(fe_far *f, const fe_order *order) {
-    if (!hold(f, order)) lose(f, order->peer, "no memory to say something to it");
 }
 
 static int retry(fe_far *f) {
     int kept = 0, given = 0;
-    for (int i = 0; i < f->held_count; i++) {
-        fe_held *h = &f->held[i];
-        if (give(f, &h->order)) {
-            given++;
-        } else if (fe_now_ns() - h->since_ns > f->watch->timeout_ns) {
-            lose(f, h->order.peer, "it has taken in nothing for as long as the group's timeout");
-            finish(f, &h->order, true);
-        } else {
-            f->held[kept++] = *h;
+    f->round++;
+    for (int i = 0; i < f->held_count; i++) { /* flags may join while it lasts */
+        fe_held h = f->held[i];
+        if (!settle(f, &h)) {
+            f->held[kept++] = h;
+            continue;
         }
+        given++;
+        f->line[h.order.peer].held--;
     }
     f->held_count = kept;
     return given;
+}
+
+/* false: not now; or others for the same rank are to go first. */
+static bool give_new(fe_far *f, const fe_order *order) {
+    return !(f->inbox.ordered && f->line[order->peer].held) && give(f, order);
 }
 
 static int take_orders(fe_far *f) {
@@ -101,7 +132,7 @@ static int take_orders(fe_far *f) {
     /* At most so many held: the ring behind them then fills up, and whoever orders waits. */
     while (f->held_count < FE_ORDERS && fe_ring_take(&f->ring, &order)) {
         taken++;
-        if (!give(f, &order) && !hold(f, &order)) {
+        if (!give_new(f, &order) && !hold(f, &order)) {
             lose(f, order.peer, "no memory to hold back a write");
             finish(f, &order, true);
         }
@@ -177,6 +208,7 @@ static int hear_sent(fe_far *f) {
 static int hear_arrived(fe_far *f) {
     uint32_t immediate[32];
     int source, n = fe_ofi_poll_arrived(f->ofi, immediate, 32);
+    if (n == 0 && f->inbox.ordered) n = fe_inbox_look(&f->inbox, immediate, 32);
     for (int i = 0; i < n; i++) {
         bool sound = fe_inbox_hear(&f->inbox, immediate[i], &source);
         if (source >= 0 && f->inbox.bye[source] && !atomic_exchange(&f->gone[source], 1))
@@ -289,6 +321,7 @@ static void leave(fe_far *f) {
     bool in_peace =
         !atomic_load(&mine->failed) && fe_heap_why(f->heap, f->heap->rank) != FE_GROUP_ABORTED && f->first_lost < 0;
     drain(f, in_peace);
+    in_peace = in_peace && all_given(f); /* else it will not take in the good-bye either */
     say_to_column(f, FE_BYE);
     drain(f, in_peace);
     if (in_peace) work_until(f, BYE_NS, column_gone);
@@ -303,6 +336,7 @@ bool fe_proxy_here(const fe_far *f) {
 void *fe_proxy_run(void *far) {
     fe_far *f = far;
     here = f;
+    fe_ofi_pin(f->ofi);
     for (int64_t idle_since = 0; !atomic_load(&f->leaving);) {
         if (work(f) || atomic_exchange(&f->stirred, false))
             idle_since = 0;

@@ -21,6 +21,12 @@ typedef struct fe_held { /* an order that the network would not take yet */
     int64_t since_ns; /* 0: just taken */
 } fe_held;
 
+/* Where writes to a rank must keep their order, what is held back for it holds back what comes after. */
+typedef struct fe_line {
+    uint32_t held;  /* orders for it in `held` */
+    uint32_t round; /* the last round of retries in which one of them was not taken */
+} fe_line;
+
 typedef struct fe_turn {
     pthread_mutex_t lock;
 } fe_turn;
@@ -38,7 +44,11 @@ struct fe_far {
     int under_way;
     fe_held *held; /* retried in turn: what one peer does not take must not keep another waiting */
     int held_count, held_room;
+    fe_line *line; /* [ranks] */
+    uint32_t round;
     bool stop_said;
+    uint32_t *flags_said;   /* [ranks][FE_FLAGS] numbers of the last flags */
+    uint32_t *peer_tag;     /* [ranks] */
     uint64_t kernel_orders; /* taken so far */
     /* shared */
     _Atomic bool leaving, stirred;

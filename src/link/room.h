@@ -5,6 +5,7 @@
 #define FERRY_LINK_ROOM_H
 
 #include "heap/heap.h"
+#include "link/immediate.h"
 #include "link/kernel_order.h"
 
 /* A note on its way to another host. */
@@ -49,8 +50,13 @@ static inline uint64_t fe_room_mail(const fe_heap *h, fe_box box, int rank) {
 static inline uint64_t fe_room_sink(const fe_heap *h) {
     return fe_room_mail(h, FE_BOXES, 0);
 }
+/* Flags of another rank, or for it (link/immediate.h). */
+static inline uint64_t fe_room_flag(const fe_heap *h, bool in, int rank, int flag) {
+    return fe_room_sink(h) + 4096 + (((in ? (size_t)h->ranks : 0) + (size_t)rank) * FE_FLAGS + (size_t)flag) * 8;
+}
 static inline uint64_t fe_room_mirror(const fe_heap *h, int half, int host) {
-    return (fe_room_sink(h) + 4096) / 4096 * 4096 + ((size_t)half * (size_t)h->hosts.count + (size_t)host) * FE_SCRATCH;
+    return (fe_room_flag(h, true, h->ranks, 0) + 4095) / 4096 * 4096 +
+           ((size_t)half * (size_t)h->hosts.count + (size_t)host) * FE_SCRATCH;
 }
 static inline uint64_t fe_room_bounce(const fe_heap *h, int i) {
     return fe_room_mirror(h, 2, 0) + (size_t)i * FE_BOUNCE;

@@ -1,0 +1,189 @@
+#if FERRY_HAVE_LIBFABRIC
+
+#include "link/fabric.h"
+#include "base/env.h"
+#include "base/log.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <rdma/fi_domain.h>
+#include <rdma/fi_endpoint.h>
+#include <rdma/fi_errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the library ---- */
+
+static fe_fabric lib;
+static pthread_mutex_t lib_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static ferry_status load(void) {
+    static const struct {
+        const char *name;
+        void **to;
+    } symbols[] = {{"fi_getinfo", (void **)&lib.getinfo},   {"fi_dupinfo", (void **)&lib.dupinfo},
+                   {"fi_freeinfo", (void **)&lib.freeinfo}, {"fi_fabric", (void **)&lib.fabric},
+                   {"fi_strerror", (void **)&lib.strerror}, {"fi_version", (void **)&lib.version}};
+    const char *path = fe_env_text(FE_ENV_FERRY_FABRIC_LIBRARY);
+    if (lib.handle) return FERRY_OK;
+    void *handle = dlopen(path ? path : "libfabric.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!handle)
+        return fe_fail(FERRY_UNSUPPORTED, "several hosts need libfabric, which cannot be loaded: %s", dlerror());
+    for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
+        *symbols[i].to = dlsym(handle, symbols[i].name);
+        if (*symbols[i].to) continue;
+        dlclose(handle);
+        return fe_fail(FERRY_UNSUPPORTED, "%s has no %s", path ? path : "libfabric.so.1", symbols[i].name);
+    }
+    if (FI_VERSION_LT(lib.version(), FE_FABRIC_API)) {
+        uint32_t v = lib.version();
+        dlclose(handle);
+        return fe_fail(FERRY_UNSUPPORTED, "libfabric %u.%u is too old: 1.17 is needed", FI_MAJOR(v), FI_MINOR(v));
+    }
+    lib.handle = handle; /* for good: providers have threads and exit handlers of their own */
+    return FERRY_OK;
+}
+
+ferry_status fe_fabric_load(const fe_fabric **library) {
+    pthread_mutex_lock(&lib_lock);
+    ferry_status status = load();
+    pthread_mutex_unlock(&lib_lock);
+    *library = &lib;
+    return status;
+}
+
+/* ---- its offers ---- */
+
+typedef struct question {
+    const char *provider, *address; /* address NULL: whatever there is */
+    bool flags;                     /* no data with a write, but writes in order */
+} question;
+
+static struct fi_info *hints_for(const question *q) {
+    struct fi_info *h = lib.dupinfo(NULL);
+    if (!h) return NULL;
+    h->caps = FI_MSG | FI_RMA;
+    h->ep_attr->type = FI_EP_RDM;
+    h->domain_attr->mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_ENDPOINT;
+    h->domain_attr->threading = FI_THREAD_DOMAIN;
+    h->domain_attr->cq_data_size = q->flags ? 0 : 4;
+    h->domain_attr->av_type = FI_AV_TABLE;
+    h->mode = FI_CONTEXT | FI_CONTEXT2;
+    if (q->flags) h->tx_attr->msg_order = h->rx_attr->msg_order = FI_ORDER_RMA_WAW;
+    h->fabric_attr->prov_name = strdup(q->provider);
+    return h;
+}
+
+static int ask(const question *q, struct fi_info **info) {
+    struct fi_info *hints = hints_for(q);
+    if (!hints) return -FI_ENOMEM;
+    int error = lib.getinfo(FE_FABRIC_API, q->address, NULL, q->address ? FI_SOURCE : 0, hints, info);
+    lib.freeinfo(hints);
+    return error;
+}
+
+static bool by_address(const char *provider) {
+    return strncmp(provider, "tcp", 3) == 0; /* the others name devices, and addresses of theirs are not ours to know */
+}
+
+/* One of each device, in the order of the offer: the first is what libfabric holds for the best. */
+static int devices_of(struct fi_info *offers, struct fi_info *device[64]) {
+    int count = 0;
+    for (struct fi_info *i = offers; i && count < 64; i = i->next) {
+        bool known = false;
+        for (int d = 0; d < count && !known; d++)
+            known = strcmp(device[d]->domain_attr->name, i->domain_attr->name) == 0;
+        if (!known) device[count++] = i;
+    }
+    return count;
+}
+
+static int take(struct fi_info *from, struct fi_info *rail[FE_RAILS], int *rails) {
+    rail[*rails] = lib.dupinfo(from);
+    if (!rail[*rails]) return -FI_ENOMEM;
+    ++*rails;
+    return 0;
+}
+
+static int choose_devices(const fe_ofi_wish *wish, const question *q, struct fi_info *rail[FE_RAILS], int *rails) {
+    struct fi_info *offers = NULL, *device[64];
+    int chosen[FE_RAILS], error = ask(q, &offers);
+    if (error) return error;
+    int count = q->address ? 1 : devices_of(offers, device);
+    device[0] = offers;
+    count = fe_rails_share(count, wish->index, wish->each, wish->rails, chosen);
+    for (int i = 0; !error && i < count; i++) error = take(device[chosen[i]], rail, rails);
+    lib.freeinfo(offers);
+    return error;
+}
+
+/* "address,address": a rail for each. *wrong: the one that would not do. */
+static int choose_addresses(const char *list, question *q, struct fi_info *rail[FE_RAILS], int *rails, char wrong[64]) {
+    int error = 0;
+    for (const char *at = list; !error && *at && *rails < FE_RAILS; at += strcspn(at, ",")) {
+        struct fi_info *offers = NULL;
+        if (*at == ',') at++;
+        snprintf(wrong, 64, "%.*s", (int)strcspn(at, ","), at);
+        q->address = wrong;
+        error = ask(q, &offers);
+        if (!error) error = take(offers, rail, rails);
+        if (offers) lib.freeinfo(offers);
+    }
+    return error;
+}
+
+static int try_provider(const fe_ofi_wish *wish, question *q, struct fi_info *rail[FE_RAILS], int *rails,
+                        char where[64]) {
+    const char *list = wish->addresses_given || by_address(q->provider) ? wish->addresses : NULL;
+    snprintf(where, 64, "any address");
+    int error = list ? choose_addresses(list, q, rail, rails, where) : choose_devices(wish, q, rail, rails);
+    if (!error) return 0;
+    while (*rails > 0) lib.freeinfo(rail[--*rails]);
+    return error;
+}
+
+/* With data that comes along with a write; else, where the provider has none but keeps writes in order, without. */
+static int try_both(const fe_ofi_wish *wish, const char *provider, struct fi_info *rail[FE_RAILS], int *rails,
+                    bool *flags, char where[64]) {
+    question q = {.provider = provider, .flags = wish->flags};
+    int error = try_provider(wish, &q, rail, rails, where);
+    if (error == -FI_ENODATA && !q.flags) {
+        q = (question){.provider = provider, .flags = true};
+        error = try_provider(wish, &q, rail, rails, where);
+    }
+    *flags = q.flags;
+    return error;
+}
+
+/* Providers by name: asked in general, libfabric also offers some that are of no use (`sockets` needs milliseconds where cores are few,
+ * `udp;ofi_rxd` is slow). */
+ferry_status fe_fabric_choose(const fe_fabric *library, const fe_ofi_wish *wish, struct fi_info *rail[FE_RAILS],
+                              int *rails, bool *flags) {
+    static const char *const best[] = {"efa", "verbs;ofi_rxm", "cxi", "tcp;ofi_rxm"};
+    int error = -FI_ENODATA, tries = wish->provider ? 1 : (int)(sizeof best / sizeof *best);
+    char where[64] = "";
+    *rails = 0;
+    for (int i = 0; error && i < tries; i++)
+        error = try_both(wish, wish->provider ? wish->provider : best[i], rail, rails, flags, where);
+    if (error && wish->provider)
+        return fe_fail(FERRY_UNSUPPORTED, "rank %d: libfabric's provider %s (FERRY_FABRIC) on %s: %s", wish->rank,
+                       wish->provider, where, library->strerror(-error));
+    if (error)
+        return fe_fail(FERRY_UNSUPPORTED,
+                       "rank %d: libfabric has neither efa, verbs;ofi_rxm, cxi nor, on %s, tcp;ofi_rxm here (%s)",
+                       wish->rank, where, library->strerror(-error));
+    for (int i = 0; *flags && i < *rails; i++)
+        if (rail[i]->ep_attr->max_order_waw_size < wish->bytes) {
+            size_t most = rail[i]->ep_attr->max_order_waw_size;
+            while (*rails > 0) lib.freeinfo(rail[--*rails]);
+            return fe_fail(
+                FERRY_UNSUPPORTED,
+                "rank %d: libfabric's provider brings no data along with writes, and keeps them in order up to "
+                "%zu bytes only",
+                wish->rank, most);
+        }
+    return FERRY_OK;
+}
+
+#endif
