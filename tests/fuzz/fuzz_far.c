@@ -53,6 +53,13 @@ static uint32_t say(const uint8_t **data, size_t *size) {
                             FAR_TAG);
 }
 
+/* Of a far rank, and of any number; the tag is right, mostly. */
+static void write_flag(far_case *c, const uint8_t **data, size_t *size) {
+    uint64_t how = take(data, size, 1), flag = take(data, size, 1) % FE_FLAGS;
+    uint64_t word = (uint64_t)(how < 240 ? FAR_TAG : how) << 32 | take(data, size, 1);
+    memcpy(fe_post(&c->heap, 1, fe_room_flag(&c->heap, true, 2 + (int)(how & 1), (int)flag)), &word, sizeof word);
+}
+
 enum { CELLS = FE_KINDS * 2 * 4 };
 
 /* Of the cells of both ranks here; false: one has gone back. */
@@ -67,21 +74,30 @@ static bool grown(const far_case *c, uint64_t epoch[2][CELLS]) {
     return good;
 }
 
+static void hear(far_case *c, uint32_t said, uint64_t epoch[2][CELLS]) {
+    int source, replies = c->replies;
+    uint64_t done = c->inbox.done[2] + c->inbox.done[3];
+    bool taken = fe_inbox_hear(&c->inbox, said, &source);
+    int wanted = c->inbox.done[2] + c->inbox.done[3] != done; /* a request was carried out, or refused */
+    if (!grown(c, epoch) || (!taken && !c->inbox.why[0]) || source >= 4 || c->replies != replies + wanted) abort();
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static far_case *c;
     if (!c) c = far_case_new();
     if (!c || !far_case_reset(c)) return 0;
     uint64_t epoch[2][CELLS] = {{0}};
+    c->inbox.ordered = take(&data, &size, 1) & 1;
     while (size > 0) {
         uint64_t what = take(&data, &size, 1) % 4;
         if (what == 0) write_letter(c, &data, &size);
         if (what == 1) write_mail(c, &data, &size);
+        if (what == 2 && c->inbox.ordered) write_flag(c, &data, &size);
         if (what < 2) continue;
-        int source, replies = c->replies;
-        uint64_t done = c->inbox.done[2] + c->inbox.done[3];
-        bool taken = fe_inbox_hear(&c->inbox, say(&data, &size), &source);
-        int wanted = c->inbox.done[2] + c->inbox.done[3] != done; /* a request was carried out, or refused */
-        if (!grown(c, epoch) || (!taken && !c->inbox.why[0]) || source >= 4 || c->replies != replies + wanted) abort();
+        uint32_t said[4] = {0};
+        int n = c->inbox.ordered ? fe_inbox_look(&c->inbox, said, 4) : 1;
+        if (!c->inbox.ordered) said[0] = say(&data, &size);
+        for (int i = 0; i < n; i++) hear(c, said[i], epoch);
     }
     return 0;
 }

@@ -76,7 +76,7 @@ bool far_case_reset(far_case *c) {
     const fe_heap *h = &c->heap;
     for (int r = 0; r < 2; r++) { /* scratch, mirrors and buffers are not the inbox's business */
         memset(c->space[r], 0, h->scratch_at);
-        memset(c->space[r] + h->far_at, 0, fe_room_sink(h) - h->far_at);
+        memset(c->space[r] + h->far_at, 0, fe_room_flag(h, true, h->ranks, 0) - h->far_at);
         memset(c->space[r] + h->body_at, 0, h->space_bytes - h->body_at);
     }
     c->replies = c->answers = c->stops = 0;

@@ -8,8 +8,11 @@
 #include <cmocka.h>
 
 #include "link/immediate.h"
+#include "link/pin.h"
+#include "link/rails.h"
 #include "link/ring.h"
 #include "unit/far_cases.h"
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 
@@ -257,6 +260,121 @@ static void test_turns_of_kernel_orders(void **state) {
     }
 }
 
+/* ---- arrivals by flags ---- */
+
+static void test_flags_say_what_immediates_say(void **state) {
+    (void)state;
+    bool taken[FE_FLAGS] = {false};
+    assert_int_equal(fe_flag_of(fe_immediate_pack(FE_CHUNK, FE_READY, 1, 3)), -1);
+    for (int what = FE_LETTER; what <= FE_BYE; what++)
+        for (int kind = 0; kind < (what == FE_LETTER ? FE_KINDS : 1); kind++)
+            for (int half = 0; half < (what == FE_LETTER ? 2 : 1); half++) {
+                uint32_t said = fe_immediate_pack((fe_arrival)what, kind, half, 3);
+                int flag = fe_flag_of(said);
+                assert_in_range(flag, 0, FE_FLAGS - 1);
+                assert_false(taken[flag]); /* each sort has its own */
+                taken[flag] = true;
+                assert_int_equal(fe_flag_says(flag, 3), said);
+            }
+    for (int flag = 0; flag < FE_FLAGS; flag++) assert_true(taken[flag]);
+}
+
+static void raise_flag(far_case *c, int source, uint32_t said, uint32_t tag, uint32_t number) {
+    uint64_t word = (uint64_t)tag << 32 | number;
+    memcpy(fe_post(&c->heap, 1, fe_room_flag(&c->heap, true, source, fe_flag_of(said))), &word, sizeof word);
+}
+
+static void test_arrivals_by_flags(void **state) {
+    (void)state;
+    far_case *c = far_case_new();
+    uint32_t heard[8], letter = fe_immediate_pack(FE_LETTER, FE_COUNTS, 1, 3),
+                       mail = fe_immediate_pack(FE_MAIL, 0, 0, 2);
+    int source;
+    assert_non_null(c);
+    c->inbox.ordered = true;
+    assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 0);
+    *far_case_letter(c, FE_COUNTS, 1) = (fe_letter){.epoch = 1, .chunks = 2}; /* they came before the flag, unheard */
+    raise_flag(c, 3, letter, FAR_TAG, 1);
+    assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 1);
+    assert_true(fe_inbox_hear(&c->inbox, heard[0], &source));
+    assert_int_equal(source, 3);
+    assert_int_equal(seen(c, 1, FE_COUNTS, 1, 3), 1);
+    assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 0); /* once */
+    raise_flag(c, 2, letter, FAR_TAG, 1); /* another column's notes are not even looked for; its mail is */
+    assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 0);
+    *far_case_mail(c, 2) = (fe_mail){.number = 1, .puts = 5, .errand = FE_ADD, .at = c->heap.user_at, .value = 3};
+    raise_flag(c, 2, mail, FAR_TAG, 1);
+    assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 1);
+    assert_true(fe_inbox_hear(&c->inbox, heard[0], &source));
+    assert_int_equal(c->replies, 1);
+    assert_int_equal(*(uint64_t *)fe_near(&c->heap, 1, c->heap.user_at), 3);
+    raise_flag(c, 3, letter, FAR_TAG + 0x10000, 2); /* the lower half of the tag is right */
+    assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 1);
+    assert_false(fe_inbox_hear(&c->inbox, heard[0], &source));
+    assert_int_equal(source, -1);
+    for (int kind = 0; kind < FE_KINDS; kind++) raise_flag(c, 3, fe_immediate_pack(FE_LETTER, kind, 0, 3), FAR_TAG, 1);
+    assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 8); /* what there is no room for is there the next time */
+    assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), FE_KINDS - 8);
+    far_case_free(c);
+}
+
+/* ---- devices ---- */
+
+static void shares(int devices, int index, int each, int wanted, int count, int first) {
+    int chosen[FE_RAILS];
+    assert_int_equal(fe_rails_share(devices, index, each, wanted, chosen), count);
+    for (int i = 0; i < count; i++) assert_int_equal(chosen[i], (first + i) % devices);
+}
+
+static void test_rails(void **state) {
+    (void)state;
+    shares(1, 0, 1, 0, 1, 0);
+    for (int i = 0; i < 8; i++) {
+        shares(8, i, 8, 0, 1, i);     /* one each */
+        shares(2, i, 8, 0, 1, i / 4); /* four ranks on one */
+        shares(1, i, 8, 0, 1, 0);
+        shares(8, i, 8, 2, 2, i); /* the next one too, where it is asked for */
+    }
+    for (int i = 0; i < 4; i++) shares(8, i, 4, 0, 2, 2 * i);
+    for (int i = 0; i < 3; i++) shares(8, i, 3, 0, 2, i * 8 / 3); /* 0 1, 2 3, 5 6 */
+    shares(8, 0, 1, 0, FE_RAILS, 0);
+    shares(3, 0, 1, 0, 3, 0);
+    shares(2, 1, 2, 4, 2, 1); /* no more than there are */
+}
+
+/* A machine of two packages, of one processor each, with an RDMA device at the second. */
+static void test_near_a_device(void **state) {
+    (void)state;
+    const fe_pin_device known[] = {{.name = "mlx5_1"}, {.name = "?", .pci = true, .bus = 0x81, .function = 1}};
+    const fe_pin_device unknown[] = {{.name = "mlx5_0"}, {.name = "?", .pci = true, .bus = 0x81}, {.name = NULL}};
+    cpu_set_t near, before, after;
+    setenv("HWLOC_XMLFILE", FERRY_SOURCE_DIR "/tests/unit/topology.xml", 1);
+    if (!fe_pin_find(&known[0], &near)) {
+        assert_null(dlopen("libhwloc.so.15", RTLD_NOW)); /* it was not found for no other reason */
+        print_message("SKIP there is no libhwloc.so.15 here\n");
+        unsetenv("HWLOC_XMLFILE");
+        return;
+    }
+    for (size_t i = 0; i < 2; i++) {
+        CPU_ZERO(&near);
+        assert_true(fe_pin_find(&known[i], &near));
+        assert_int_equal(CPU_COUNT(&near), 1);
+        assert_true(CPU_ISSET(1, &near));
+    }
+    for (size_t i = 0; i < 3; i++) assert_false(fe_pin_find(&unknown[i], &near));
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    fe_pin_near(0, &known[1]);
+    assert_int_equal(sched_getaffinity(0, sizeof after, &after), 0);
+    if (CPU_ISSET(1, &before)) { /* moved there */
+        assert_int_equal(CPU_COUNT(&after), 1);
+        assert_true(CPU_ISSET(1, &after));
+    } else { /* not out of its mask */
+        assert_true(CPU_EQUAL(&before, &after));
+    }
+    sched_setaffinity(0, sizeof before, &before);
+    unsetenv("HWLOC_XMLFILE");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_immediate),
@@ -267,6 +385,10 @@ int main(void) {
         cmocka_unit_test(test_mail),
         cmocka_unit_test(test_mail_for_a_device),
         cmocka_unit_test(test_turns_of_kernel_orders),
+        cmocka_unit_test(test_flags_say_what_immediates_say),
+        cmocka_unit_test(test_arrivals_by_flags),
+        cmocka_unit_test(test_rails),
+        cmocka_unit_test(test_near_a_device),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
