@@ -80,6 +80,8 @@ command(model_deepep 10 0 "^3 of 20 times.* others: 4.[0-9]% on average" ${model
         --against ${topologies}/deepep-published.json --within 10)
 command(model_one_host 10 0 "^3 of 20 times.* others: 7.[0-9]% on average" ${model} ${topologies}/pretend-hosts.json
         --against ${CMAKE_SOURCE_DIR}/bench/results/2026-11-25-one-host.json --within 25)
+command(model_pretend_hosts 10 0 "^2 of 48 times.* others: 11.[0-9]% on average" ${model}
+        ${topologies}/pretend-hosts-avx2.json --against ${CMAKE_SOURCE_DIR}/bench/results/2026-11-29-pretend-hosts.json)
 command(model_within 10 1 "^more than the 1% of --within$" ${model} ${topologies}/h800-cx7.json
         --against ${topologies}/deepep-published.json --within 1)
 command(model_no_file 10 1 "not-there.json: No such file" ${model} not-there.json)

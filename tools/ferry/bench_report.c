@@ -233,6 +233,7 @@ void fe_bench_print(const fe_bench *b) {
 
 static void add_config(cJSON *config, const fe_bench *b) {
     cJSON_AddNumberToObject(config, "ranks", b->o.ranks);
+    cJSON_AddNumberToObject(config, "hosts", b->hosts);
     cJSON_AddStringToObject(config, "ranks_as", b->launched ? "launched" : b->processes ? "processes" : "threads");
     cJSON_AddStringToObject(config, "device", b->gpu ? "cuda" : "cpu");
     if (b->gpu) cJSON_AddNumberToObject(config, "sms", b->o.sms);
@@ -308,7 +309,6 @@ cJSON *fe_bench_json(const fe_bench *b, int argc, char **argv) {
     if (b->hosts > 1) {
         cJSON *far = cJSON_AddObjectToObject(object, "far");
         wire w = count_wire(b);
-        cJSON_AddNumberToObject(far, "hosts", b->hosts);
         add_number(far, "wire_bytes_per_token", w.bytes);
         add_number(far, "wire_rows_per_token", w.rows);
         if (b->shared->wire_rate > 0) {
