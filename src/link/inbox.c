@@ -4,17 +4,29 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+static _Atomic uint64_t *flag_at(const fe_inbox *in, int source, int flag) {
+    return fe_post(in->heap, in->heap->rank, fe_room_flag(in->heap, true, source, flag));
+}
+
+/* What is there of a time before (an agreement opens the network anew) is no news; the next word has another tag. */
+static void keep_flags(fe_inbox *in) {
+    for (int r = 0; r < in->heap->ranks; r++)
+        for (int flag = 0; flag < FE_FLAGS; flag++)
+            in->flags[(size_t)r * FE_FLAGS + (size_t)flag] = atomic_load(flag_at(in, r, flag));
+}
+
 bool fe_inbox_open(fe_inbox *in) {
     size_t boxes = fe_room_boxes(in->heap), ranks = (size_t)in->heap->ranks;
-    char *at = in->memory = calloc((boxes + 2 * ranks) * 8 + ranks * FE_FLAGS * 4 + boxes + 2 * ranks, 1);
+    char *at = in->memory = calloc((boxes + (2 + FE_FLAGS) * ranks) * 8 + boxes + 2 * ranks, 1);
     if (!at) return false;
     in->chunks = (uint64_t *)(void *)at;
     in->puts = in->chunks + boxes;
     in->done = in->puts + ranks;
-    in->flags = (uint32_t *)(in->done + ranks);
+    in->flags = in->done + ranks;
     in->letter = (bool *)(in->flags + ranks * FE_FLAGS);
     in->mail = in->letter + boxes;
     in->bye = in->mail + ranks;
+    keep_flags(in);
     return true;
 }
 
@@ -177,13 +189,11 @@ bool fe_inbox_hear(fe_inbox *in, uint32_t immediate, int *source) {
 
 /* A flag of another tag is no rank's of this group: it is told as what nobody would say, once. */
 static uint32_t read_flag(fe_inbox *in, int source, int flag) {
-    const fe_heap *heap = in->heap;
-    const _Atomic uint64_t *word = fe_post(heap, heap->rank, fe_room_flag(heap, true, source, flag));
-    uint32_t *last = &in->flags[(size_t)source * FE_FLAGS + (size_t)flag];
+    uint64_t *last = &in->flags[(size_t)source * FE_FLAGS + (size_t)flag];
     /* Acquire: what was written before the flag. */
-    uint64_t now = atomic_load_explicit(word, memory_order_acquire);
-    if ((uint32_t)now == *last) return 0;
-    *last = (uint32_t)now;
+    uint64_t now = atomic_load_explicit(flag_at(in, source, flag), memory_order_acquire);
+    if (now == *last) return 0;
+    *last = now;
     return fe_immediate_tag(fe_flag_says(flag, source), (uint32_t)(now >> 32) == in->tag ? in->tag : ~in->tag);
 }
 

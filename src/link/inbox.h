@@ -17,7 +17,7 @@ typedef struct fe_inbox {
     uint64_t *done;   /* [ranks] number of the last request that was carried out */
     bool *mail;       /* [ranks] a request waits for its puts */
     bool *bye;        /* [ranks] writes no more */
-    uint32_t *flags;  /* [ranks][FE_FLAGS] numbers last seen */
+    uint64_t *flags;  /* [ranks][FE_FLAGS] last seen */
     void *memory;
     void (*reply)(void *context, int rank, const fe_mail *answer); /* to be sent */
     void (*answered)(void *context, int rank);                     /* an answer is in this rank's box */

@@ -32,7 +32,7 @@ typedef struct rail {
 
 struct fe_ofi {
     const fe_fabric *lib;
-    int rank, ranks, rails;
+    int rank, ranks, each, rails;
     rail rail[FE_RAILS];
     bool flags;
     char *memory;
@@ -121,6 +121,7 @@ ferry_status fe_ofi_open(const fe_ofi_wish *wish, fe_ofi **ofi, fe_ofi_card *car
     if (!o) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the network", wish->rank);
     o->lib = lib;
     o->rank = wish->rank;
+    o->each = wish->each;
     o->memory = wish->memory;
     o->bytes = wish->bytes;
     ferry_status status = open_all(o, wish, card);
@@ -224,7 +225,7 @@ void fe_ofi_close(fe_ofi *o) {
 
 /* Flags are in order behind what they speak of: on the one rail that leads to this peer. */
 static rail *rail_to(fe_ofi *o, int peer) {
-    uint32_t which = o->flags ? (uint32_t)(peer + o->rank) : o->turn++;
+    uint32_t which = o->flags ? (uint32_t)(o->rank + peer / o->each) : o->turn++; /* neighbours take different ones */
     return &o->rail[which % o->peer_rails[peer]];
 }
 

@@ -312,6 +312,13 @@ static void test_arrivals_by_flags(void **state) {
     assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 1);
     assert_false(fe_inbox_hear(&c->inbox, heard[0], &source));
     assert_int_equal(source, -1);
+    fe_inbox_close(&c->inbox); /* the network is opened anew: what was raised before is no news, */
+    assert_true(fe_inbox_open(&c->inbox));
+    assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 0);
+    c->inbox.tag = FAR_TAG + 1;
+    raise_flag(c, 2, mail, FAR_TAG + 1, 1); /* and numbers begin again */
+    assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 1);
+    c->inbox.tag = FAR_TAG;
     for (int kind = 0; kind < FE_KINDS; kind++) raise_flag(c, 3, fe_immediate_pack(FE_LETTER, kind, 0, 3), FAR_TAG, 1);
     assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), 8); /* what there is no room for is there the next time */
     assert_int_equal(fe_inbox_look(&c->inbox, heard, 8), FE_KINDS - 8);
