@@ -5,7 +5,7 @@
 #   make test     everything: two compilers, sanitizers, fuzzing, 64-bit Arm under emulation, linters, an installed copy
 #   make bench    build/ferry bench, in both modes; bench/README.md tells how to compare with MPI
 #   make gpu      build/gpu: what tests/cuda/run runs on a machine with a GPU; needs nvcc, and can be carried there
-#   make soak     many drawn cases and fault plans, and long fuzzing: hours (SOAK_CASES, SOAK_FAULTS, SOAK_SECONDS)
+#   make soak     linters at full depth, many drawn cases and fault plans, and long fuzzing: hours (SOAK_CASES, SOAK_FAULTS, SOAK_SECONDS)
 #   make install  to PREFIX (/usr/local), below DESTDIR
 #   make deps     installs the Debian packages that `make test` needs; demo and test see to theirs themselves
 #   make clean
@@ -49,6 +49,9 @@ gpu:
 soak: deps
 	cmake -S . -B build -DFERRY_TESTS=ON
 	cmake --build build --parallel $(JOBS)
+	cmake -S . -B build/clang -DCMAKE_C_COMPILER=clang -DFERRY_TESTS=ON -DFERRY_LINT=DEEP
+	cmake --build build/clang --parallel $(JOBS)
+	ctest --test-dir build/clang --label-regex lint --output-on-failure
 	FERRY_TEST_CASES=$(SOAK_CASES) build/tests/test_exchange
 	FERRY_FAULT_RUNS=$(SOAK_FAULTS) build/tests/faults tests/faults/plans
 	cmake -S . -B build/fuzz -DCMAKE_C_COMPILER=clang -DFERRY_TESTS=ON -DFERRY_FUZZ=ON

@@ -6,6 +6,13 @@ function(command name seconds status pattern)
     check(${name} cli ${seconds} ${ci}/expect.sh ${status} ${pattern} $<TARGET_FILE:ferry_command> ${ARGN})
 endfunction()
 
+# What takes its time, most of it in waiting, is run by the plain build and under the address sanitizer.
+if(FERRY_LINT OR FERRY_SANITIZE MATCHES "thread")
+    set(slow OFF)
+else()
+    set(slow ON)
+endif()
+
 command(version 10 0 "^ferry ${PROJECT_VERSION}$" --version)
 command(help 10 0 "^usage: ferry COMMAND" help)
 command(help_bench 10 0 "--layout" help bench)
@@ -13,10 +20,12 @@ command(no_command 10 2 "^usage: ferry COMMAND")
 command(wrong_command 10 2 "'frobnicate' is no command" frobnicate)
 command(wrong_option 10 2 "--ranks" bench --ranks=0)
 # From outside a group of which one rank is stopped, as text, timeline and page.
-foreach(part text page)
-    check(trace_${part} cli 180 python3 ${CMAKE_SOURCE_DIR}/tests/trace/run.py $<TARGET_FILE:ferry_command> $<TARGET_FILE:trace_rank> ${part})
-    set_tests_properties(cli.trace_${part} PROPERTIES SKIP_RETURN_CODE 77)
-endforeach()
+if(slow)
+    foreach(part text page)
+        check(trace_${part} cli 180 python3 ${CMAKE_SOURCE_DIR}/tests/trace/run.py $<TARGET_FILE:ferry_command> $<TARGET_FILE:trace_rank> ${part})
+        set_tests_properties(cli.trace_${part} PROPERTIES SKIP_RETURN_CODE 77)
+    endforeach()
+endif()
 command(trace_list 10 0 "^(group|no group)" trace)
 
 command(info 10 0 "FERRY_TIMEOUT_MS" info)
@@ -48,12 +57,21 @@ command(bench_cast 60 0 "^check: ok$" ${small} --layout expert --dtype fp8 --cas
 command(bench_fp8 60 0 "^check: ok$" ${small} --dtype fp8 --deliver-topk --zero-copy no --seed 7 --skew 1.1)
 command(bench_weighted 60 0 "^check: ok$" ${small} --weighted yes --layout expert)
 command(bench_trace 60 0 "^check: ok$" bench --check --hidden 256 --iters 3 --routes ${ci}/small.routes.jsonl --layer 1)
+if(LIBFABRIC_INCLUDE) # which rank's sentence is printed is open: its own, or that another could not open the network
+    foreach(wrong FLAGS=2 RAILS=5 ADDRESS=127.0.0.1,127.0.0.2,127.0.0.3,127.0.0.4,127.0.0.5)
+        string(REGEX REPLACE "=.*" "" name ${wrong})
+        check(bench_fabric_${name} cli 30 ${ci}/expect.sh 1 FERRY_INVALID ${CMAKE_COMMAND} -E env FERRY_HOSTS=2
+              FERRY_FABRIC_${wrong} $<TARGET_FILE:ferry_command> bench --ranks 2 --tokens 8)
+    endforeach()
+endif()
 command(bench_batch_cpu 10 2 "--batch goes with" bench --batch 3)
 command(demo_wrong_option 10 2 "--steps" demo --steps many)
 command(info_wrong_option 10 2 "--frobnicate" info --frobnicate)
 command(info_cuda 10 0 "^device +cuda: .*(GPU|libferry_cuda)" info)
-check(demo cli 120 sh -c "\"$1\" demo --short --svg demo.svg | grep -x verified && grep -q '</svg>' demo.svg"
-      sh $<TARGET_FILE:ferry_command>)
+if(NOT FERRY_SANITIZE) # it computes, which sanitizers make slow, and other tests carry the same rows
+    check(demo cli 120 sh -c "\"$1\" demo --short --svg demo.svg | grep -x verified && grep -q '</svg>' demo.svg"
+          sh $<TARGET_FILE:ferry_command>)
+endif()
 
 # The examples, as their readers have them: the public header and the shared library.
 file(GLOB examples CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/examples/*.c)
@@ -95,9 +113,11 @@ check(model_of_a_bench cli 60 sh -c "\"$1\" bench --ranks 2 --tokens 64 --hidden
 # ferry run, and other launchers.
 command(run 30 0 "^1 of 2$" run -n 2 -- sh -c "echo \$FERRY_RANK of \$FERRY_RANKS")
 command(run_help 10 0 "--hosts FILE" help run)
-check(run_promises cli 200 ${ci}/run.sh $<TARGET_FILE:ferry_command>)
+if(slow)
+    check(run_promises cli 200 ${ci}/run.sh $<TARGET_FILE:ferry_command>)
+endif()
 command(bench_other_ranks 30 2 "--ranks 3, but the launcher has 2" run -n 2 -- $<TARGET_FILE:ferry_command> bench --ranks 3)
-if(NOT FERRY_SANITIZE) # a sanitizer's library needs the sanitizer in whatever links it
+if(slow AND NOT FERRY_SANITIZE) # a sanitizer's library needs the sanitizer in whatever links it
     check(launchers cli 300 ${ci}/launchers.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
     check(install install 120 ${ci}/install.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 endif()

@@ -17,7 +17,7 @@
     X(FERRY_DEBUG_SUBSYS, "ALL", "comma list of INIT, BOOT, HEAP, ROUTE, MOVE, ENV; ^ before the list excludes")      \
     X(FERRY_DUMP_DIR, "", "where a rank whose wait has failed writes who waits for whom, to a file of its own")       \
     X(FERRY_FABRIC, "auto",                                                                                           \
-      "libfabric provider between hosts; auto: efa or verbs;ofi_rxm with a device, else tcp;ofi_rxm")                 \
+      "libfabric provider between hosts; auto: efa, verbs;ofi_rxm or cxi with a device, else tcp;ofi_rxm")            \
     X(FERRY_FABRIC_ADDRESS, "auto",                                                                                   \
       "address of this rank's network endpoint, or several, with commas; auto: loopback, or what reaches FERRY_BOOT") \
     X(FERRY_FABRIC_FLAGS, "0", "1: arrivals by flags, as where writes bring no data along (cxi), on any network")     \

@@ -92,6 +92,7 @@ static void *serve(void *argument) {
 ferry_status fe_hub_start(const char *address, int *port, const uint8_t secret[FE_WIRE_SECRET]) {
     hub *h = calloc(1, sizeof *h);
     if (!h) return fe_fail(FERRY_NOMEM, "no memory for the meeting place");
+    h->meeting.lingers = *port == 0; /* a port of its own: where one was given, the next group may want it */
     ferry_status status = fe_net_listen(address, port, &h->listener);
     if (status != FERRY_OK) {
         free(h);

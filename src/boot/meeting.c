@@ -358,7 +358,7 @@ int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context,
 /* Where a rank has died, the others are told and go at once; one that was about to come is to read why, not that there is nobody. */
 bool fe_meeting_over(const fe_meeting *m, int64_t now) {
     if (!m->begun || m->present) return false;
-    for (int r = 0; r < m->ranks; r++)
+    for (int r = 0; m->lingers && r < m->ranks; r++)
         if (!m->came[r] && !m->absent[r]) return now >= m->late_ns;
     return true;
 }

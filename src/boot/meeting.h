@@ -30,7 +30,8 @@ typedef struct fe_meeting {
     int left;    /* rank + 1 of one that came and went: without it there will be no group; 0: none did */
     bool begun;  /* somebody had a rank once */
     int64_t begun_ns,
-        late_ns; /* when that was; when nobody is waited for any more: by the longest timeout of who came */
+        late_ns;  /* when that was; when nobody is waited for any more: by the longest timeout of who came */
+    bool lingers; /* for who has not come yet; set before */
     bool came[FERRY_MAX_RANKS];
     bool gathers, musters, called; /* all must come; not all need come; who has come is settled: `absent` has not */
     bool absent[FERRY_MAX_RANKS];
@@ -49,7 +50,7 @@ bool fe_meeting_hear(fe_meeting *m, int guest, const uint8_t *bytes, size_t n, i
 void fe_meeting_leave(fe_meeting *m, int guest);
 /* Deadlines. Calls close(context, guest) for each connection to be closed; returns the next deadline, or INT64_MAX. */
 int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context, int guest));
-/* Everybody who came has left again, and who has not come yet is too late. */
+/* Everybody who came has left again; and, where it lingers, who has not come yet is too late. */
 bool fe_meeting_over(const fe_meeting *m, int64_t now);
 void fe_meeting_free(fe_meeting *m);
 

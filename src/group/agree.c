@@ -47,6 +47,7 @@ ferry_status fe_group_adopt(ferry_group *g, const fe_verdict *v) {
     for (int r = 0; r < g->ranks; r++)
         if (fe_heap_masked(&e->heap, r)) fe_watch_mask(&e->heap, r);
     atomic_store(&fe_heap_control(&e->heap, g->rank)->failed, 0);
+    fe_watch_await(&e->heap, -1);
     fe_recorder_renew(e->watch.recorder, &e->heap);
     fe_calls_forget(&e->heap);
     atomic_store(&fe_heap_control(&e->heap, g->rank)->lost, 0);

@@ -46,7 +46,7 @@ typedef struct fe_control {
     _Alignas(
         FE_CACHE_LINE) _Atomic uint32_t waiting; /* threads of this rank that wait for other ranks, past spinning */
     _Atomic uint32_t failed;         /* a wait of this rank has ended in an error: it is late for a reason */
-    _Atomic uint32_t awaited;        /* rank + 1 of the one that its last long wait was for; 0: none yet */
+    _Atomic uint32_t awaited;        /* rank + 1 of one that it waits for, or waited for in vain; 0: not known */
     _Atomic uint32_t lost;           /* rank + 1 of a far rank that this rank's network has given up */
     _Atomic uint64_t calls;          /* collective calls that this rank has made in this era ... */
     _Atomic uint64_t call[FE_CALLS]; /* ... and the last of them (watch/calls.h) */

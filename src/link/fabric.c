@@ -1,8 +1,10 @@
+#include "link/ofi.h"
+
 #if FERRY_HAVE_LIBFABRIC
 
-#include "link/fabric.h"
 #include "base/env.h"
 #include "base/log.h"
+#include "link/fabric.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -55,6 +57,8 @@ ferry_status fe_fabric_load(const fe_fabric **library) {
 
 /* ---- its offers ---- */
 
+enum { WHERE = 128 }; /* bytes of an address, in a sentence */
+
 typedef struct question {
     const char *provider, *address; /* address NULL: whatever there is */
     bool flags;                     /* no data with a write, but writes in order */
@@ -106,26 +110,27 @@ static int take(struct fi_info *from, struct fi_info *rail[FE_RAILS], int *rails
     return 0;
 }
 
+/* Of a provider that knows hosts by addresses devices are interfaces, and lead anywhere: the first is the one. */
 static int choose_devices(const fe_ofi_wish *wish, const question *q, struct fi_info *rail[FE_RAILS], int *rails) {
     struct fi_info *offers = NULL, *device[64];
-    int chosen[FE_RAILS], error = ask(q, &offers);
+    int chosen[FE_RAILS] = {0}, count = 1, error = ask(q, &offers);
     if (error) return error;
-    int count = q->address ? 1 : devices_of(offers, device);
-    device[0] = offers;
-    count = fe_rails_share(count, wish->index, wish->each, wish->rails, chosen);
+    int devices = devices_of(offers, device);
+    if (!by_address(q->provider)) count = fe_rails_share(devices, wish->index, wish->each, wish->rails, chosen);
     for (int i = 0; !error && i < count; i++) error = take(device[chosen[i]], rail, rails);
     lib.freeinfo(offers);
     return error;
 }
 
-/* "address,address": a rail for each. *wrong: the one that would not do. */
-static int choose_addresses(const char *list, question *q, struct fi_info *rail[FE_RAILS], int *rails, char wrong[64]) {
+/* "address,address": a rail for each. where: the one that would not do. */
+static int choose_addresses(const char *list, question *q, struct fi_info *rail[FE_RAILS], int *rails,
+                            char where[WHERE]) {
     int error = 0;
     for (const char *at = list; !error && *at && *rails < FE_RAILS; at += strcspn(at, ",")) {
         struct fi_info *offers = NULL;
         if (*at == ',') at++;
-        snprintf(wrong, 64, "%.*s", (int)strcspn(at, ","), at);
-        q->address = wrong;
+        snprintf(where, WHERE, "%.*s", (int)strcspn(at, ","), at);
+        q->address = where;
         error = ask(q, &offers);
         if (!error) error = take(offers, rail, rails);
         if (offers) lib.freeinfo(offers);
@@ -134,9 +139,10 @@ static int choose_addresses(const char *list, question *q, struct fi_info *rail[
 }
 
 static int try_provider(const fe_ofi_wish *wish, question *q, struct fi_info *rail[FE_RAILS], int *rails,
-                        char where[64]) {
-    const char *list = wish->addresses_given || by_address(q->provider) ? wish->addresses : NULL;
-    snprintf(where, 64, "any address");
+                        char where[WHERE]) {
+    bool asked_for = wish->provider && wish->addresses_given;
+    const char *list = asked_for || by_address(q->provider) ? wish->addresses : NULL;
+    snprintf(where, WHERE, "any address");
     int error = list ? choose_addresses(list, q, rail, rails, where) : choose_devices(wish, q, rail, rails);
     if (!error) return 0;
     while (*rails > 0) lib.freeinfo(rail[--*rails]);
@@ -145,7 +151,7 @@ static int try_provider(const fe_ofi_wish *wish, question *q, struct fi_info *ra
 
 /* With data that comes along with a write; else, where the provider has none but keeps writes in order, without. */
 static int try_both(const fe_ofi_wish *wish, const char *provider, struct fi_info *rail[FE_RAILS], int *rails,
-                    bool *flags, char where[64]) {
+                    bool *flags, char where[WHERE]) {
     question q = {.provider = provider, .flags = wish->flags};
     int error = try_provider(wish, &q, rail, rails, where);
     if (error == -FI_ENODATA && !q.flags) {
@@ -156,14 +162,23 @@ static int try_both(const fe_ofi_wish *wish, const char *provider, struct fi_inf
     return error;
 }
 
+static int addresses_of(const char *list) {
+    int count = list != NULL;
+    for (; list && *list; list++) count += *list == ',';
+    return count;
+}
+
 /* Providers by name: asked in general, libfabric also offers some that are of no use (`sockets` needs milliseconds where cores are few,
  * `udp;ofi_rxd` is slow). */
 ferry_status fe_fabric_choose(const fe_fabric *library, const fe_ofi_wish *wish, struct fi_info *rail[FE_RAILS],
                               int *rails, bool *flags) {
     static const char *const best[] = {"efa", "verbs;ofi_rxm", "cxi", "tcp;ofi_rxm"};
     int error = -FI_ENODATA, tries = wish->provider ? 1 : (int)(sizeof best / sizeof *best);
-    char where[64] = "";
+    char where[WHERE] = "";
     *rails = 0;
+    if (addresses_of(wish->addresses) > FE_RAILS)
+        return fe_fail(FERRY_INVALID, "rank %d: FERRY_FABRIC_ADDRESS names %d addresses, at most %d", wish->rank,
+                       addresses_of(wish->addresses), FE_RAILS);
     for (int i = 0; error && i < tries; i++)
         error = try_both(wish, wish->provider ? wish->provider : best[i], rail, rails, flags, where);
     if (error && wish->provider)

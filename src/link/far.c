@@ -80,13 +80,12 @@ static ferry_status open_network(fe_far *f, fe_boot *boot, fe_ofi_card *card) {
     FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_RAILS, 0, 1, FE_RAILS, &rails));
     FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_FLAGS, 0, 0, 1, &flags));
     if (!heap->hosts.one_machine) fe_boot_address(boot, address);
+    const char *own = *address ? address : NULL;
     fe_ofi_wish wish = {.rank = heap->rank,
                         .index = heap->hosts.index,
                         .each = heap->hosts.each,
                         .provider = fe_env_text(FE_ENV_FERRY_FABRIC),
-                        .addresses = wanted     ? wanted
-                                     : *address ? address
-                                                : NULL,
+                        .addresses = wanted ? wanted : own,
                         .addresses_given = wanted != NULL,
                         .rails = (int)rails,
                         .flags = flags != 0,

@@ -41,7 +41,9 @@ static ferry_status ended(const fe_far *f, int rank, const char *doing) {
 }
 
 static ferry_status await(fe_far *f, const awaited *a, int64_t deadline, const char *doing) {
+    fe_watch_await(f->heap, a->rank);
     fe_waited waited = fe_watch_wait(f->watch, is_over, a, deadline);
+    fe_watch_await(f->heap, -1);
     if (waited == FE_ARRIVED) return FERRY_OK;
     if (waited == FE_ABORTED) return ended(f, a->rank, doing);
     return late(f, a->rank, doing);
@@ -72,9 +74,13 @@ static fe_order put_order(const fe_far *f, int rank, uint64_t at, uint64_t from,
                       .bytes = bytes};
 }
 
+/* Counted, a put is announced before it can arrive: who waits for it then waits long enough. Where the order of orders says that it has
+ * arrived, it is announced when it has its place among them: a request that speaks of it comes after it. */
 static ferry_status submit_put(fe_far *f, const fe_order *order) {
-    atomic_fetch_add(&f->puts[order->peer], 1);
-    return fe_far_submit(f, order);
+    if (!f->inbox.ordered) atomic_fetch_add(&f->puts[order->peer], 1);
+    ferry_status status = fe_far_submit(f, order);
+    if (f->inbox.ordered) atomic_fetch_add(&f->puts[order->peer], 1);
+    return status;
 }
 
 /* Bytes in a buffer of our own, and their order. */

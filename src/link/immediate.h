@@ -62,6 +62,10 @@ static inline int fe_flag_of(uint32_t immediate) { /* -1: none */
     return FE_KINDS * 2 + (int)what - FE_MAIL;
 }
 
+static inline uint64_t fe_flag_word(uint32_t number, uint32_t tag) {
+    return (uint64_t)tag << 32 | number;
+}
+
 static inline uint32_t fe_flag_says(int flag, int source) {
     return flag < FE_KINDS * 2 ? fe_immediate_pack(FE_LETTER, flag / 2, flag % 2, source)
                                : fe_immediate_pack((fe_arrival)(FE_MAIL + flag - FE_KINDS * 2), 0, 0, source);

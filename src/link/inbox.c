@@ -4,29 +4,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static _Atomic uint64_t *flag_at(const fe_inbox *in, int source, int flag) {
-    return fe_post(in->heap, in->heap->rank, fe_room_flag(in->heap, true, source, flag));
-}
-
-/* What is there of a time before (an agreement opens the network anew) is no news; the next word has another tag. */
-static void keep_flags(fe_inbox *in) {
-    for (int r = 0; r < in->heap->ranks; r++)
-        for (int flag = 0; flag < FE_FLAGS; flag++)
-            in->flags[(size_t)r * FE_FLAGS + (size_t)flag] = atomic_load(flag_at(in, r, flag));
-}
-
 bool fe_inbox_open(fe_inbox *in) {
     size_t boxes = fe_room_boxes(in->heap), ranks = (size_t)in->heap->ranks;
-    char *at = in->memory = calloc((boxes + (2 + FE_FLAGS) * ranks) * 8 + boxes + 2 * ranks, 1);
+    char *at = in->memory = calloc((boxes + 2 * ranks) * 8 + ranks * FE_FLAGS * 4 + boxes + 2 * ranks, 1);
     if (!at) return false;
     in->chunks = (uint64_t *)(void *)at;
     in->puts = in->chunks + boxes;
     in->done = in->puts + ranks;
-    in->flags = in->done + ranks;
+    in->flags = (uint32_t *)(void *)(in->done + ranks);
     in->letter = (bool *)(in->flags + ranks * FE_FLAGS);
     in->mail = in->letter + boxes;
     in->bye = in->mail + ranks;
-    keep_flags(in);
     return true;
 }
 
@@ -169,7 +157,8 @@ bool fe_inbox_hear(fe_inbox *in, uint32_t immediate, int *source) {
     const fe_heap *heap = in->heap;
     fe_immediate i;
     *source = -1;
-    if (!fe_immediate_unpack(immediate, in->tag, &i) || i.source >= heap->ranks || fe_heap_near(heap, i.source))
+    if (!fe_immediate_unpack(immediate, in->tag, &i) || i.source >= heap->ranks || fe_heap_near(heap, i.source) ||
+        fe_heap_masked(heap, i.source))
         return refuse(in, "a write that says 0x%08x, which nobody of this group would say", immediate);
     *source = i.source;
     bool column = heap->hosts.index_of[i.source] == heap->hosts.index;
@@ -187,24 +176,33 @@ bool fe_inbox_hear(fe_inbox *in, uint32_t immediate, int *source) {
     return true;
 }
 
-/* A flag of another tag is no rank's of this group: it is told as what nobody would say, once. */
-static uint32_t read_flag(fe_inbox *in, int source, int flag) {
-    uint64_t *last = &in->flags[(size_t)source * FE_FLAGS + (size_t)flag];
+/* Only the next of its sort, with the right tag, is a flag: what is neither is of a time before the network was opened, a stranger's, or half
+ * there (a provider that copies bytes as they come). */
+static bool is_raised(fe_inbox *in, int source, int flag) {
+    const fe_heap *heap = in->heap;
+    const _Atomic uint64_t *word = fe_post(heap, heap->rank, fe_room_flag(heap, true, source, flag));
+    uint32_t *last = &in->flags[(size_t)source * FE_FLAGS + (size_t)flag];
     /* Acquire: what was written before the flag. */
-    uint64_t now = atomic_load_explicit(flag_at(in, source, flag), memory_order_acquire);
-    if (now == *last) return 0;
-    *last = now;
-    return fe_immediate_tag(fe_flag_says(flag, source), (uint32_t)(now >> 32) == in->tag ? in->tag : ~in->tag);
+    if (atomic_load_explicit(word, memory_order_acquire) != fe_flag_word(*last + 1, in->tag)) return false;
+    ++*last;
+    return true;
 }
 
-int fe_inbox_look(fe_inbox *in, uint32_t *immediate, int most) {
+/* Read from the last to the first, and told the other way round: who finds a good-bye then finds what was said before it. */
+static int look_at(fe_inbox *in, int source, uint32_t *immediate) {
+    bool column = in->heap->hosts.index_of[source] == in->heap->hosts.index;
+    uint32_t found[FE_FLAGS];
+    int count = 0;
+    for (int flag = FE_FLAGS - 1; flag >= (column ? 0 : FE_KINDS * 2); flag--)
+        if (is_raised(in, source, flag)) found[count++] = fe_immediate_tag(fe_flag_says(flag, source), in->tag);
+    for (int i = 0; i < count; i++) immediate[i] = found[count - 1 - i];
+    return count;
+}
+
+int fe_inbox_look(fe_inbox *in, uint32_t immediate[FE_LOOK]) {
     const fe_heap *heap = in->heap;
     int count = 0;
-    for (int r = 0; r < heap->ranks; r++) {
-        if (fe_heap_near(heap, r)) continue;
-        bool column = heap->hosts.index_of[r] == heap->hosts.index;
-        for (int flag = column ? 0 : FE_KINDS * 2; flag < FE_FLAGS && count < most; flag++)
-            if ((immediate[count] = read_flag(in, r, flag)) != 0) count++;
-    }
+    for (int r = 0; r < heap->ranks && count + FE_FLAGS <= FE_LOOK; r++)
+        if (!fe_heap_near(heap, r) && !fe_heap_masked(heap, r)) count += look_at(in, r, immediate + count);
     return count;
 }

@@ -17,7 +17,7 @@ typedef struct fe_inbox {
     uint64_t *done;   /* [ranks] number of the last request that was carried out */
     bool *mail;       /* [ranks] a request waits for its puts */
     bool *bye;        /* [ranks] writes no more */
-    uint64_t *flags;  /* [ranks][FE_FLAGS] last seen */
+    uint32_t *flags;  /* [ranks][FE_FLAGS] numbers last seen */
     void *memory;
     void (*reply)(void *context, int rank, const fe_mail *answer); /* to be sent */
     void (*answered)(void *context, int rank);                     /* an answer is in this rank's box */
@@ -33,7 +33,8 @@ void fe_inbox_close(fe_inbox *inbox);
 /* A write has arrived. false: it makes no sense, `why` says in what, nothing was done. *source: who it says it is from, -1: nobody. */
 bool fe_inbox_hear(fe_inbox *inbox, uint32_t immediate, int *source);
 
-/* Immediates, for fe_inbox_hear, of what flags say has arrived since: how many, at most `most`. */
-int fe_inbox_look(fe_inbox *inbox, uint32_t *immediate, int most);
+/* Immediates, for fe_inbox_hear, of what flags say has arrived since: how many. What there is no room for is found by the next look. */
+#define FE_LOOK 64
+int fe_inbox_look(fe_inbox *inbox, uint32_t immediate[FE_LOOK]);
 
 #endif

@@ -40,7 +40,7 @@ struct fe_ofi {
     uint32_t tag;
     uint32_t *peer_tag;  /* [ranks] */
     uint8_t *peer_rails; /* [ranks] by how many it is reached */
-    uint32_t turn;       /* of the rails, for writes and reads; and for looking at completions */
+    uint32_t turn, look; /* of the rails: the next to write by, and to look at first */
     char trouble[160], text[160];
 };
 
@@ -223,10 +223,12 @@ void fe_ofi_close(fe_ofi *o) {
 
 /* ---- data ---- */
 
-/* Flags are in order behind what they speak of: on the one rail that leads to this peer. */
-static rail *rail_to(fe_ofi *o, int peer) {
-    uint32_t which = o->flags ? (uint32_t)(o->rank + peer / o->each) : o->turn++; /* neighbours take different ones */
-    return &o->rail[which % o->peer_rails[peer]];
+/* Flags are in order behind what they speak of: on the one rail that leads to this peer; neighbours take different ones. Else data goes by
+ * turns, and what is said by the first, so that a good-bye does not overtake an answer. */
+static rail *rail_to(fe_ofi *o, int peer, uint32_t immediate) {
+    bool data = !immediate || (immediate & 7) == FE_CHUNK;
+    uint32_t which = o->flags ? (uint32_t)(o->rank + peer / o->each) : data ? o->turn++ : 0;
+    return &o->rail[o->peer_rails[peer] ? which % o->peer_rails[peer] : 0];
 }
 
 static int taken(ssize_t result) {
@@ -235,7 +237,7 @@ static int taken(ssize_t result) {
 
 int fe_ofi_write(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t bytes, uint32_t immediate,
                  void *context) {
-    rail *r = rail_to(o, peer);
+    rail *r = rail_to(o, peer, immediate);
     char *from = o->memory + local;
     uint64_t to = r->base[peer] + remote;
     if (!immediate || o->flags)
@@ -250,7 +252,7 @@ bool fe_ofi_by_flags(const fe_ofi *o) {
 }
 
 int fe_ofi_read(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t bytes, void *context) {
-    rail *r = rail_to(o, peer);
+    rail *r = rail_to(o, peer, 0);
     return taken(fi_read(r->ep, o->memory + local, bytes, r->desc, r->peer[peer], r->base[peer] + remote, r->key[peer],
                          context));
 }
@@ -311,8 +313,9 @@ static int arrived_by(fe_ofi *o, const rail *r, uint32_t *immediate, int most) {
 
 int fe_ofi_poll_sent(fe_ofi *o, fe_ofi_sent *sent, int most) {
     int count = 0;
+    o->look++;
     for (int i = 0; i < o->rails && count < most; i++) {
-        int n = sent_by(o, &o->rail[(o->turn + (uint32_t)i) % (uint32_t)o->rails], sent + count, most - count);
+        int n = sent_by(o, &o->rail[(o->look + (uint32_t)i) % (uint32_t)o->rails], sent + count, most - count);
         if (n < 0) return -1;
         count += n;
         if (count && sent[count - 1].error) break; /* its text is there until the next look */
@@ -320,11 +323,11 @@ int fe_ofi_poll_sent(fe_ofi *o, fe_ofi_sent *sent, int most) {
     return count;
 }
 
-/* All rails in any case: looking is what moves some providers' data. */
+/* By turns, so that all are looked at: that is what moves some providers' data. */
 int fe_ofi_poll_arrived(fe_ofi *o, uint32_t *immediate, int most) {
     int count = 0;
     for (int i = 0; i < o->rails && count < most; i++) {
-        int n = arrived_by(o, &o->rail[(o->turn + (uint32_t)i) % (uint32_t)o->rails], immediate + count, most - count);
+        int n = arrived_by(o, &o->rail[(o->look + (uint32_t)i) % (uint32_t)o->rails], immediate + count, most - count);
         if (n < 0) return -1;
         count += n;
     }

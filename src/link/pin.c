@@ -15,6 +15,7 @@ typedef struct library {
     void *handle;
     int (*init)(hwloc_topology_t *);
     int (*filter)(hwloc_topology_t, enum hwloc_type_filter_e);
+    int (*without)(hwloc_topology_t, unsigned long, const char *);
     int (*load)(hwloc_topology_t);
     void (*destroy)(hwloc_topology_t);
     hwloc_obj_t (*get)(hwloc_topology_t, int, unsigned);
@@ -26,12 +27,15 @@ static bool load_library(library *lib) {
     const struct {
         const char *name;
         void **to;
-    } symbols[] = {
-        {"hwloc_topology_init", (void **)&lib->init},   {"hwloc_topology_set_io_types_filter", (void **)&lib->filter},
-        {"hwloc_topology_load", (void **)&lib->load},   {"hwloc_topology_destroy", (void **)&lib->destroy},
-        {"hwloc_get_obj_by_depth", (void **)&lib->get}, {"hwloc_bitmap_first", (void **)&lib->first},
-        {"hwloc_bitmap_next", (void **)&lib->next}};
-    lib->handle = dlopen("libhwloc.so.15", RTLD_NOW | RTLD_LOCAL); /* of hwloc 2 */
+    } symbols[] = {{"hwloc_topology_init", (void **)&lib->init},
+                   {"hwloc_topology_set_io_types_filter", (void **)&lib->filter},
+                   {"hwloc_topology_set_components", (void **)&lib->without},
+                   {"hwloc_topology_load", (void **)&lib->load},
+                   {"hwloc_topology_destroy", (void **)&lib->destroy},
+                   {"hwloc_get_obj_by_depth", (void **)&lib->get},
+                   {"hwloc_bitmap_first", (void **)&lib->first},
+                   {"hwloc_bitmap_next", (void **)&lib->next}};
+    lib->handle = dlopen("libhwloc.so.15", RTLD_NOW | RTLD_LOCAL); /* of hwloc 2.1 and newer */
     for (size_t i = 0; lib->handle && i < sizeof symbols / sizeof *symbols; i++) {
         *symbols[i].to = dlsym(lib->handle, symbols[i].name);
         if (*symbols[i].to) continue;
@@ -64,12 +68,20 @@ static bool find_near(const library *lib, hwloc_topology_t topology, const fe_pi
     return true;
 }
 
+/* Parts of hwloc that wake drivers of GPUs and displays, and know nothing of networks. */
+static void leave_out(const library *lib, hwloc_topology_t topology) {
+    static const char *const names[] = {"cuda", "nvml", "rsmi", "levelzero", "opencl", "gl"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        lib->without(topology, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, names[i]);
+}
+
 bool fe_pin_find(const fe_pin_device *device, cpu_set_t *near) {
     library lib;
     hwloc_topology_t topology;
     if (!load_library(&lib)) return false;
     bool found = false;
     if (lib.init(&topology) == 0) {
+        leave_out(&lib, topology);
         found = lib.filter(topology, HWLOC_TYPE_FILTER_KEEP_IMPORTANT) == 0 && lib.load(topology) == 0 &&
                 find_near(&lib, topology, device, near);
         lib.destroy(topology);

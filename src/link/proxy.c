@@ -62,7 +62,7 @@ static void raise_flag(fe_far *f, const fe_order *order) {
     if (flag < 0 || !fe_ofi_by_flags(f->ofi)) return;
     uint64_t out = fe_room_flag(heap, false, order->peer, flag), *word = fe_post(heap, heap->rank, out);
     uint32_t number = ++f->flags_said[(size_t)order->peer * FE_FLAGS + (size_t)flag];
-    *word = (uint64_t)f->peer_tag[order->peer] << 32 | number;
+    *word = fe_flag_word(number, f->peer_tag[order->peer]);
     fe_order behind = {
         .peer = order->peer, .local = out, .remote = fe_room_flag(heap, true, heap->rank, flag), .bytes = sizeof *word};
     fe_proxy_hold(f, &behind);
@@ -206,9 +206,9 @@ static int hear_sent(fe_far *f) {
 /* ---- arrivals ---- */
 
 static int hear_arrived(fe_far *f) {
-    uint32_t immediate[32];
-    int source, n = fe_ofi_poll_arrived(f->ofi, immediate, 32);
-    if (n == 0 && f->inbox.ordered) n = fe_inbox_look(&f->inbox, immediate, 32);
+    uint32_t immediate[FE_LOOK];
+    int source, n = fe_ofi_poll_arrived(f->ofi, immediate, FE_LOOK);
+    if (n == 0 && f->inbox.ordered) n = fe_inbox_look(&f->inbox, immediate);
     for (int i = 0; i < n; i++) {
         bool sound = fe_inbox_hear(&f->inbox, immediate[i], &source);
         if (source >= 0 && f->inbox.bye[source] && !atomic_exchange(&f->gone[source], 1))

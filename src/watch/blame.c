@@ -90,7 +90,7 @@ static bool explained(const fe_watch *watch, int rank, uint64_t epoch, const uin
     return gateway != watch->heap->rank && seen[gateway] < epoch && guilt(watch->heap, gateway, &why) == GONE;
 }
 
-static void note_awaited(const fe_heap *heap, int rank) {
+void fe_watch_await(const fe_heap *heap, int rank) {
     atomic_store(&fe_heap_control(heap, heap->rank)->awaited, (uint32_t)rank + 1);
 }
 
@@ -125,7 +125,7 @@ ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t ep
         if (w < most) continue;
         if (w > most) {
             used = 0;
-            note_awaited(heap, r);
+            fe_watch_await(heap, r);
         }
         most = w;
         if (used < sizeof names)
@@ -154,7 +154,7 @@ ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint6
         if (fe_watch_spin(watch, cell_reached, &a)) continue;
         uint64_t since = watch->recorder ? fe_recorder_now(watch->recorder) : 0;
         if (!deadline) deadline = fe_now_ns() + watch->timeout_ns;
-        note_awaited(heap, r);
+        fe_watch_await(heap, r);
         ferry_status differs = FERRY_OK;
         fe_waited waited = await_cell(watch, &a, r, deadline, step, &differs);
         fe_recorder_waited(watch->recorder, record, r, since);
@@ -168,6 +168,7 @@ ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint6
             return fe_watch_blame(watch, step, epoch, seen);
         }
         if (waited == FE_ABORTED) return ended(heap, step, r);
+        fe_watch_await(heap, -1);
     }
     return FERRY_OK;
 }

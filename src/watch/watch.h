@@ -44,6 +44,9 @@ ferry_status fe_watch_cells(const fe_watch *watch, fe_kind kind, int half, uint6
  * table of who waits for whom where FERRY_DUMP_DIR says. */
 ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t epoch, const uint64_t *seen);
 
+/* For whom this rank waits, past spinning; -1: nobody. For others' sentences (fe_watch_blame). */
+void fe_watch_await(const fe_heap *heap, int rank);
+
 /* Cell `cell` and whatever else was just written to `rank` is to be noticed: wakes its sleepers. Call after a sequentially consistent store
  * (fe_link_signal does). */
 void fe_watch_ring(const fe_heap *heap, int rank);

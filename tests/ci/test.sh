@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.." || exit 1
 jobs=${JOBS:-2}
 passed=0 failed=0 broken=
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+trap 'rm -f "$log" "$log".*' EXIT
 
 count() { # NAME STATUS: one more that passed or failed
     if [ "$2" -eq 0 ]; then
@@ -36,19 +36,59 @@ compile() { # FOLDER CMAKE-OPTION...
         $nicely cmake --build "$folder" --parallel "$jobs"
 }
 
-clang="build/clang -DCMAKE_C_COMPILER=clang -DFERRY_LINT=ON -DCMAKE_CUDA_ARCHITECTURES=90-real"
+clang="build/clang -DCMAKE_C_COMPILER=clang -DFERRY_LINT=ON -DCMAKE_CUDA_ARCHITECTURES=90-virtual"
 asan="build/asan -DCMAKE_C_COMPILER=clang -DFERRY_SANITIZE=address,undefined"
 fuzz="build/fuzz -DCMAKE_C_COMPILER=clang -DFERRY_FUZZ=ON"
 tsan="build/tsan -DCMAKE_C_COMPILER=clang -DFERRY_SANITIZE=thread"
 
-# Tests of several ranks wait for deadlines most of their time: meanwhile, in what they leave of the cores, the other builds are made. What
-# goes wrong is told when their turn comes.
-ahead() {
+# Tests of several ranks wait for deadlines most of their time, and want the machine for themselves meanwhile; but not what they leave of
+# the cores. There, at the lowest priority, the other builds are made, and what needs no build of several ranks is done: linters, models, kernels.
+# What goes wrong with a build is told when its turn comes; what the rest says, and how it counts, when all is over.
+aside() {
     nicely="nice -n 19"
-    for options in "$clang" "$asan" "$fuzz" "$tsan"; do
+    for options in "$asan" "$tsan" "$clang" "$fuzz"; do
         # shellcheck disable=SC2086 # words, not one
-        compile $options
+        compile $options >"$log.build" 2>&1
     done
+    : >"$log.built"
+    linted=$log.linted log=$log.aside run=$nicely passed=0 failed=0 broken=
+    printf '\n==== lint\n'
+    ctests lint build/clang --label-regex lint
+    : >"$linted"
+    printf '\n==== models\n'
+    step tests/model/names.sh tests/model/names.sh .
+    for model in tests/model/[!n]*.pml; do step "$model" $nicely tests/model/run.sh "$model" && cat "$log"; done # but note.pml
+    cuda
+    echo "$passed $failed" >"$log.count"
+    printf '%s' "$broken" >"$log.broken"
+}
+
+collect() { # what aside has said and counted
+    wait
+    cat "$log.all"
+    read -r good bad <"$log.aside.count" || { count "what is done beside" 1 && return; }
+    passed=$((passed + good)) failed=$((failed + bad))
+    broken="$broken$(cat "$log.aside.broken")"
+}
+
+ctests() { # NAME FOLDER CTEST-ARGUMENT...
+    suite=$1 folder=$2
+    shift 2
+    begun=$(date +%s)
+    $run ctest --test-dir "$folder" --parallel "$jobs" --no-tests=error --output-on-failure "$@" 2>&1 | tee "$log"
+    # Skipped parts of tests pass for CTest. They are named here: cmocka's by the test that skipped, scripts' by their own words.
+    sed -n 's/^\[ *SKIPPED *\] \([a-z_0-9]*\)$/SKIP '"$suite"': \1/p' "$folder/Testing/Temporary/LastTest.log" | sort -u
+    sed -n 's/^SKIP \(.*\)/SKIP '"$suite"': \1/p' "$folder/Testing/Temporary/LastTest.log"
+    bad=$(sed -n 's/.*tests passed, \([0-9]*\) tests\{0,1\} failed out of [0-9]*.*/\1/p' "$log")
+    all=$(sed -n 's/.*tests passed, [0-9]* tests\{0,1\} failed out of \([0-9]*\).*/\1/p' "$log")
+    if [ -n "$all" ]; then
+        passed=$((passed + all - bad)) failed=$((failed + bad))
+        [ "$bad" -eq 0 ] || broken="$broken
+$(sed -n "s/^\t *[0-9]* - \([^ ]*\) (.*/  $suite: \1/p" "$log")"
+    else
+        count "$suite: ctest" 1
+    fi
+    echo "$suite tested in $(($(date +%s) - begun)) s"
 }
 
 tests() { # NAME FOLDER CMAKE-OPTION...: a build and its tests
@@ -56,24 +96,14 @@ tests() { # NAME FOLDER CMAKE-OPTION...: a build and its tests
     shift 2
     printf '\n==== %s\n' "$suite"
     begun=$(date +%s)
-    if step "$suite: build" compile "$folder" "$@"; then
-        echo "built in $(($(date +%s) - begun)) s"
-        [ "$suite" != gcc ] || ahead >"$log.ahead" 2>&1 &
-        $run ctest --test-dir "$folder" --parallel "$jobs" --no-tests=error --output-on-failure 2>&1 | tee "$log"
-        # Skipped parts of tests pass for CTest. They are named here: cmocka's by the test that skipped, scripts' by their own words.
-        sed -n 's/^\[ *SKIPPED *\] \([a-z_0-9]*\)$/SKIP '"$suite"': \1/p' "$folder/Testing/Temporary/LastTest.log" | sort -u
-        sed -n 's/^SKIP \(.*\)/SKIP '"$suite"': \1/p' "$folder/Testing/Temporary/LastTest.log"
-        bad=$(sed -n 's/.*tests passed, \([0-9]*\) tests\{0,1\} failed out of [0-9]*.*/\1/p' "$log")
-        all=$(sed -n 's/.*tests passed, [0-9]* tests\{0,1\} failed out of \([0-9]*\).*/\1/p' "$log")
-        if [ -n "$all" ]; then
-            passed=$((passed + all - bad)) failed=$((failed + bad))
-            [ "$bad" -eq 0 ] || broken="$broken
-$(sed -n "s/^\t *[0-9]* - \([^ ]*\) (.*/  $suite: \1/p" "$log")"
-        else
-            count "$suite: ctest" 1
-        fi
-    fi
-    echo "$suite took $(($(date +%s) - begun)) s"
+    step "$suite: build" compile "$folder" "$@" || return
+    echo "built in $(($(date +%s) - begun)) s"
+    if [ "$suite" = gcc ]; then aside >"$log.all" 2>&1 & fi
+    ctests "$suite" "$folder" --label-exclude lint
+}
+
+await() { # MARK: two makes, or two ctests, in one folder would not do
+    while [ ! -e "$log.$1" ] && [ -e "$log.all" ]; do sleep 1; done
 }
 
 no_spills() { # COMMAND...: compiles, says what each kernel takes, and fails when one keeps registers in memory
@@ -144,27 +174,28 @@ $(sed -n 's/^\(FAILED\|ERROR\) \([^ ]*\).*/  python: \2/p' "$log")"
 }
 
 run= nicely=
-# In a folder of its own, with one GPU architecture: `cuda` below compiles the kernels for all.
-tests gcc build/gcc -DFERRY_MODELS=ON -DCMAKE_CUDA_ARCHITECTURES=90-real
-wait
-rm -f "$log.ahead"
-export FERRY_TEST_CASES=200
+# In a folder of its own, with one GPU architecture: `cuda` compiles the kernels for all.
+tests gcc build/gcc -DCMAKE_CUDA_ARCHITECTURES=90-real
+await built
 # shellcheck disable=SC2086 # words, not one
 {
-tests clang $clang
 export FERRY_TEST_CASES=150
 tests asan $asan
-tests fuzz $fuzz
 # Without -R the kernel may put things where this clang's thread sanitizer wants its shadow.
 setarch -R true 2>/dev/null && run="setarch -R"
 tests tsan $tsan
-}
 run=
+tests fuzz $fuzz
+}
 export FERRY_TEST_CASES=40
 tests arm build/arm -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DFERRY_COMMAND=OFF
-cuda
 peers
 python
+await linted
+export FERRY_TEST_CASES=200
+# shellcheck disable=SC2086
+tests clang $clang
+collect
 
 printf '\n'
 [ -z "$broken" ] || printf 'failed:%s\n' "$broken"

@@ -56,7 +56,8 @@ static uint32_t say(const uint8_t **data, size_t *size) {
 /* Of a far rank, and of any number; the tag is right, mostly. */
 static void write_flag(far_case *c, const uint8_t **data, size_t *size) {
     uint64_t how = take(data, size, 1), flag = take(data, size, 1) % FE_FLAGS;
-    uint64_t word = (uint64_t)(how < 240 ? FAR_TAG : how) << 32 | take(data, size, 1);
+    uint32_t next = c->inbox.flags[(2 + (how & 1)) * FE_FLAGS + flag] + 1;
+    uint64_t word = fe_flag_word(how < 200 ? next : (uint32_t)how, how < 240 ? FAR_TAG : (uint32_t)how);
     memcpy(fe_post(&c->heap, 1, fe_room_flag(&c->heap, true, 2 + (int)(how & 1), (int)flag)), &word, sizeof word);
 }
 
@@ -94,8 +95,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (what == 1) write_mail(c, &data, &size);
         if (what == 2 && c->inbox.ordered) write_flag(c, &data, &size);
         if (what < 2) continue;
-        uint32_t said[4] = {0};
-        int n = c->inbox.ordered ? fe_inbox_look(&c->inbox, said, 4) : 1;
+        uint32_t said[FE_LOOK] = {0};
+        int n = c->inbox.ordered ? fe_inbox_look(&c->inbox, said) : 1;
         if (!c->inbox.ordered) said[0] = say(&data, &size);
         for (int i = 0; i < n; i++) hear(c, said[i], epoch);
     }

@@ -1,11 +1,11 @@
 /* One rank of tests/hosts/run, in a process of its own: steps, each compared with the oracle, until there have been enough or until the
  * others are out of reach.
  *
- *   host_rank RANK RANKS HOSTS ID-FILE STEPS [late|lost]
+ *   host_rank RANK RANKS HOSTS ID-FILE STEPS [late|lost|callback]
  *
  * Rank 0 makes the unique id and leaves it in ID-FILE. `late`: the steps are to end in FERRY_TIMEOUT, whose sentence must name a rank of
  * another host; nothing else is success. `lost`: the same, since host 1 is killed; then those who are left agree at an id in ID-FILE.again, and
- * do ten steps more. */
+ * do ten steps more. `callback`: the group meets by a callback of the caller's, which knows of no address. */
 #include "base/num.h"
 #include "oracle/oracle.h"
 #include <stdio.h>
@@ -172,6 +172,22 @@ static int go_on(world *w, ferry_group *g, const char *file) {
     return run(w, g, 10, false);
 }
 
+/* By the allgather of a group that was made before, as an engine's own would be. */
+static int gather_by_group(void *context, const void *mine, void *all, size_t bytes) {
+    return ferry_allgather(context, mine, all, bytes, NULL) == FERRY_OK ? 0 : 1;
+}
+
+static ferry_status create(const world *w, const ferry_unique_id *id, const char *mode, const ferry_group_config *cfg,
+                           ferry_group **g) {
+    if (strcmp(mode, "callback") != 0) return ferry_group_create(id, w->rank, w->ranks, cfg, g);
+    ferry_group *first;
+    ferry_status status = ferry_group_create(id, w->rank, w->ranks, cfg, &first);
+    if (status != FERRY_OK) return status;
+    status = ferry_group_create_with(gather_by_group, first, w->rank, w->ranks, cfg, g);
+    ferry_group_destroy(first);
+    return status;
+}
+
 /* For those who are to disturb the steps. */
 static void tell_begun(const char *file) {
     char begun[1024];
@@ -194,12 +210,12 @@ int main(int argc, char **argv) {
     static const uint8_t nobody[RANKS_MOST];
     const char *mode = argc > 6 ? argv[6] : "";
     if (w.ranks > RANKS_MOST || !draw_all(&w) || !plan(&w, nobody)) return 2;
-    if (!meet(&w, argv[4], &id) || ferry_group_create(&id, w.rank, w.ranks, &cfg, &g) != FERRY_OK) {
+    if (!meet(&w, argv[4], &id) || create(&w, &id, mode, &cfg, &g) != FERRY_OK) {
         printf("rank %d: no group: %s\n", w.rank, ferry_last_error());
         return 1;
     }
     if (w.rank == 0) tell_begun(argv[4]);
-    int code = run(&w, g, atoi(argv[5]), *mode != 0);
+    int code = run(&w, g, atoi(argv[5]), strcmp(mode, "late") == 0 || strcmp(mode, "lost") == 0);
     if (code == 0 && strcmp(mode, "lost") == 0) code = go_on(&w, g, argv[4]);
     fflush(stdout);
     ferry_group_destroy(g);

@@ -231,6 +231,8 @@ static void test_late_for_a_dead_rank(void **state) {
     assert_true(gather(a, "x", 0));
     fe_meeting_leave(m, b);
     fe_meeting_leave(m, a);
+    assert_true(fe_meeting_over(m, 0)); /* where the port is wanted again */
+    m->lingers = true;
     assert_false(fe_meeting_over(m, 99999999));
     int c = come(3, 4);
     assert_true(gather(c, "x", 50000000));

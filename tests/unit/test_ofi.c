@@ -14,6 +14,12 @@
 #include <stdio.h>
 #include <string.h>
 
+/* What libfabric 1.17 keeps of a connection that a refusal has broken (docs/verification.md). */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) {
+    return "leak:libfabric.so";
+}
+
 enum { BYTES = 65536, PIECE = 1024, MOST = 4 };
 
 typedef struct end {
@@ -142,10 +148,11 @@ static void test_two_rails(void **state) {
 
 static void test_rails_that_differ(void **state) {
     (void)state;
-    if (!open_end(0, "127.0.0.1,127.0.0.2", false) || !open_end(1, "127.0.0.1", false)) return;
-    meet(&ends[0], &ends[0].card, &ends[1].card);
-    meet(&ends[1], &ends[0].card, &ends[1].card);
-    pieces_arrive();
+    if (!begin("127.0.0.1,127.0.0.2", false)) return;
+    assert_true(open_end(1, "127.0.0.1", false));
+    meet(&ends[2], &ends[0].card, &ends[2].card); /* a rank of one rail writes to one of two */
+    for (int i = 0; i < 8; i++) assert_true(write_piece(&ends[2], 0, (size_t)i * PIECE, chunk));
+    assert_true(until(&ends[0].arrived, 8, 5000));
 }
 
 static void test_by_flags(void **state) {

@@ -91,8 +91,8 @@ class Groups:
 
     def _drop(self, have: Need) -> None:
         group = self._made.pop(have)
-        if group.device == "cuda" and not group._captured:
-            torch.cuda.synchronize(group.device_index)  # what is in flight would be given up with the group
+        if not group._captured:
+            _settle(group)
 
     def _make(self, need: Need) -> ferry.Group:
         def allgather(mine: bytes) -> List[bytes]:
@@ -125,13 +125,24 @@ class Groups:
         self.control.barrier()
 
     def close(self) -> None:
-        for group in (*self._made.values(), *self._in_graphs):
-            group.close()
-        self._made.clear()
-        self._in_graphs.clear()
-        if self.control is not None:
-            self.control.close()
-        self.control = None
+        """What is on the GPU's streams is done first, as DeepEP has it. Ferry's own kernels end at their deadline."""
+        groups = (*self._made.values(), *self._in_graphs)
+        try:
+            for group in groups:
+                _settle(group)
+        finally:
+            for group in groups:
+                group.close()
+            self._made.clear()
+            self._in_graphs.clear()
+            if self.control is not None:
+                self.control.close()
+            self.control = None
+
+
+def _settle(group: ferry.Group) -> None:
+    if group.device == "cuda":
+        torch.cuda.synchronize(group.device_index)  # what is in flight would be given up with the group
 
 
 def meet(group: Any, comm: Any) -> Tuple[int, int, Any]:

@@ -57,7 +57,7 @@ class Buffer:
         self._low = LowLatency(self._groups, self._lane, enable_shrink)
 
     def destroy(self) -> None:
-        """Frees everything; only with explicitly_destroy=True. Waits for no other rank."""
+        """Waits for the GPU, as DeepEP does, and frees everything; only with explicitly_destroy=True. Meets no other rank."""
         assert self.explicitly_destroy, "explicitly_destroy=True was not given"
         self._groups.close()
 

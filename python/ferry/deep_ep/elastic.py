@@ -104,7 +104,7 @@ class ElasticBuffer:
         self._lane = Lane()
 
     def destroy(self) -> None:
-        """Frees everything; only with explicitly_destroy=True. Waits for no other rank."""
+        """Waits for the GPU, as DeepEP does, and frees everything; only with explicitly_destroy=True. Meets no other rank."""
         assert self.explicitly_destroy, "explicitly_destroy=True was not given"
         self._groups.close()
 
