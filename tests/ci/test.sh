@@ -6,7 +6,7 @@
 #   FERRY_TEST_CASES=n   drawn cases of the rank tests in the first build (the others have fewer)
 cd "$(dirname "$0")/../.." || exit 1
 jobs=${JOBS:-2}
-passed=0 failed=0 broken=
+passed=0 failed=0 broken='' beside=''
 log=$(mktemp)
 trap 'rm -f "$log" "$log".*' EXIT
 
@@ -32,8 +32,8 @@ step() { # NAME COMMAND...: prints the end of what the command says, when it fai
 compile() { # FOLDER CMAKE-OPTION...
     folder=$1
     shift
-    $nicely cmake -S . -B "$folder" -DFERRY_TESTS=ON -DFERRY_WERROR=ON "$@" &&
-        $nicely cmake --build "$folder" --parallel "$jobs"
+    cmake -S . -B "$folder" -DFERRY_TESTS=ON -DFERRY_WERROR=ON "$@" &&
+        cmake --build "$folder" --parallel "$jobs"
 }
 
 clang="build/clang -DCMAKE_C_COMPILER=clang -DFERRY_LINT=ON -DCMAKE_CUDA_ARCHITECTURES=90-virtual"
@@ -45,20 +45,24 @@ tsan="build/tsan -DCMAKE_C_COMPILER=clang -DFERRY_SANITIZE=thread"
 # the cores. There, at the lowest priority, the other builds are made, and what needs no build of several ranks is done: linters, models, kernels.
 # What goes wrong with a build is told when its turn comes; what the rest says, and how it counts, when all is over.
 aside() {
-    nicely="nice -n 19"
+    renice -n 19 -p "$(exec sh -c 'echo $PPID')" >/dev/null # of this shell, and so of all that it starts
     for options in "$asan" "$tsan" "$clang" "$fuzz"; do
         # shellcheck disable=SC2086 # words, not one
         compile $options >"$log.build" 2>&1
     done
     : >"$log.built"
-    linted=$log.linted log=$log.aside run=$nicely passed=0 failed=0 broken=
+    marks=$log log=$log.aside passed=0 failed=0 broken=
     printf '\n==== lint\n'
     ctests lint build/clang --label-regex lint
-    : >"$linted"
-    printf '\n==== models\n'
-    step tests/model/names.sh tests/model/names.sh .
-    for model in tests/model/[!n]*.pml; do step "$model" $nicely tests/model/run.sh "$model" && cat "$log"; done # but note.pml
+    : >"$marks.linted"
+    wheels
+    : >"$marks.wheels"
+    models
     cuda
+    # shellcheck disable=SC2086
+    tests fuzz $fuzz
+    export FERRY_TEST_CASES=40
+    tests arm build/arm -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DFERRY_COMMAND=OFF
     echo "$passed $failed" >"$log.count"
     printf '%s' "$broken" >"$log.broken"
 }
@@ -98,12 +102,23 @@ tests() { # NAME FOLDER CMAKE-OPTION...: a build and its tests
     begun=$(date +%s)
     step "$suite: build" compile "$folder" "$@" || return
     echo "built in $(($(date +%s) - begun)) s"
-    if [ "$suite" = gcc ]; then aside >"$log.all" 2>&1 & fi
+    if [ "$suite" = gcc ]; then
+        aside >"$log.all" 2>&1 &
+        beside=$!
+    fi
     ctests "$suite" "$folder" --label-exclude lint
 }
 
 await() { # MARK: two makes, or two ctests, in one folder would not do
-    while [ ! -e "$log.$1" ] && [ -e "$log.all" ]; do sleep 1; done
+    while [ ! -e "$log.$1" ] && [ "$beside" ] && kill -0 "$beside" 2>/dev/null; do sleep 1; done
+}
+
+models() {
+    printf '\n==== models\n'
+    step tests/model/names.sh tests/model/names.sh .
+    for model in tests/model/[!n]*.pml; do # note.pml is what the others include
+        step "$model" tests/model/run.sh "$model" && cat "$log"
+    done
 }
 
 no_spills() { # COMMAND...: compiles, says what each kernel takes, and fails when one keeps registers in memory
@@ -134,8 +149,9 @@ peers() { # the MPI programs that benchmarks compare with still compile, and the
         --rounds 1 --iters 2 --check && echo "bench/compare.py: every program checked"
 }
 
+venv=build/python/venv
+
 python_package() { # the wheel, as its users get it, beside Debian's NumPy and PyTorch; every test of pytest's is one
-    venv=build/python/venv
     rm -rf build/python
     /usr/bin/python3 -m venv --system-site-packages "$venv" &&
         CMAKE_BUILD_PARALLEL_LEVEL=$jobs CMAKE_ARGS="-DFERRY_CUDA=OFF -DFERRY_WERROR=ON" \
@@ -153,48 +169,45 @@ python_sdist() { # what an sdist brings is enough for the same wheel
     diff build/python/*.names build/python/sdist/*.names
 }
 
-python() {
+wheels() {
+    printf '\n==== wheels\n'
+    step "python: wheel" python_package && step "python: sdist" python_sdist
+}
+
+python() { # from another folder: what is tested is what was installed
     printf '\n==== python\n'
     begun=$(date +%s)
-    if step "python: wheel" python_package; then
-        echo "wheel built and installed in $(($(date +%s) - begun)) s"
-        # From another folder: what is tested is what was installed.
-        (cd python/tests && env -u FERRY_LIBRARY PYTHONDONTWRITEBYTECODE=1 "../../$venv/bin/python" -m pytest \
-            -p no:cacheprovider --durations=3 . 2>&1) | tee "$log"
-        sed -n 's/^SKIPPED \[[0-9]*\] /SKIP python: /p' "$log"
-        good=$(tail -n 1 "$log" | grep -Eo '[0-9]+ passed' | cut -d ' ' -f 1)
-        bad=$(tail -n 1 "$log" | grep -Eo '[0-9]+ (failed|error)' | awk '{ n += $1 } END { print n + 0 }')
-        passed=$((passed + ${good:-0})) failed=$((failed + bad))
-        [ "$bad" -eq 0 ] || broken="$broken
+    (cd python/tests && env -u FERRY_LIBRARY PYTHONDONTWRITEBYTECODE=1 "../../$venv/bin/python" -m pytest \
+        -p no:cacheprovider --durations=3 . 2>&1) | tee "$log"
+    sed -n 's/^SKIPPED \[[0-9]*\] /SKIP python: /p' "$log"
+    good=$(tail -n 1 "$log" | grep -Eo '[0-9]+ passed' | cut -d ' ' -f 1)
+    bad=$(tail -n 1 "$log" | grep -Eo '[0-9]+ (failed|error)' | awk '{ n += $1 } END { print n + 0 }')
+    passed=$((passed + ${good:-0})) failed=$((failed + bad))
+    [ "$bad" -eq 0 ] || broken="$broken
 $(sed -n 's/^\(FAILED\|ERROR\) \([^ ]*\).*/  python: \2/p' "$log")"
-        [ -n "$good" ] || count "python: pytest" 1
-        step "python: sdist" python_sdist
-    fi
+    [ -n "$good" ] || count "python: pytest" 1
     echo "python took $(($(date +%s) - begun)) s"
 }
 
-run= nicely=
+run=''
 # In a folder of its own, with one GPU architecture: `cuda` compiles the kernels for all.
 tests gcc build/gcc -DCMAKE_CUDA_ARCHITECTURES=90-real
 await built
-# shellcheck disable=SC2086 # words, not one
-{
 export FERRY_TEST_CASES=150
+# shellcheck disable=SC2086 # words, not one
 tests asan $asan
 # Without -R the kernel may put things where this clang's thread sanitizer wants its shadow.
 setarch -R true 2>/dev/null && run="setarch -R"
+# shellcheck disable=SC2086
 tests tsan $tsan
-run=
-tests fuzz $fuzz
-}
-export FERRY_TEST_CASES=40
-tests arm build/arm -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DFERRY_COMMAND=OFF
-peers
-python
+run=''
 await linted
 export FERRY_TEST_CASES=200
 # shellcheck disable=SC2086
 tests clang $clang
+peers
+await wheels
+python
 collect
 
 printf '\n'
