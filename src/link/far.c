@@ -102,12 +102,15 @@ static ferry_status introduce(fe_far *f, fe_boot *boot, introduction *mine) {
     int ranks = f->heap->ranks;
     introduction *all = calloc((size_t)ranks, sizeof *all);
     fe_ofi_card *cards = calloc((size_t)ranks, sizeof *cards);
-    ferry_status status = FERRY_OK;
-    if (!all || !cards) status = fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", f->heap->rank, ranks);
-    if (status == FERRY_OK) status = fe_boot_allgather(boot, mine, all, sizeof *mine);
+    if (!all || !cards) {
+        free(all);
+        free(cards);
+        return fe_fail(FERRY_NOMEM, "rank %d: no memory to meet %d ranks", f->heap->rank, ranks);
+    }
+    ferry_status status = fe_boot_allgather(boot, mine, all, sizeof *mine);
     for (int r = 0; status == FERRY_OK && r < ranks; r++) {
         cards[r] = all[r].card;
-        f->peer_tag[r] = all[r].card.tag;
+        if (mine->status == FERRY_OK) f->peer_tag[r] = all[r].card.tag; /* else there may be no tables */
         if (all[r].status != FERRY_OK && r != f->heap->rank)
             status = fe_fail(fe_status_heard(all[r].status), "rank %d could not open the network between hosts", r);
     }
