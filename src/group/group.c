@@ -236,10 +236,10 @@ ferry_status ferry_group_bytes(const ferry_group_config *cfg, int ranks, int64_t
 void ferry_group_destroy(ferry_group *g) {
     if (!g) return;
     fe_engine *e = &g->engine;
-    if (e->heap.base && e->heap.base[g->rank])
-        fe_watch_give_up(&e->heap); /* what still waits on a stream waits no more */
+    bool there = e->heap.base && e->heap.base[g->rank], hurt = atomic_load(&e->fault.broken);
+    if (there) fe_watch_give_up(&e->heap); /* what still waits on a stream waits no more */
     if (e->state) e->device->stop(e);
-    if (e->heap.base && e->heap.base[g->rank]) fe_watch_leave(&e->heap);
+    if (there) fe_watch_leave(&e->heap, hurt);
     fe_counters_report(g);
     for (int half = 0; half < 2; half++) {
         if (g->dispatch[half].done) e->device->event_destroy(g->dispatch[half].done);

@@ -204,7 +204,7 @@ ferry_status ferry_group_leave(ferry_group *g) {
     FE_TRY(fe_group_check(g, "ferry_group_leave"));
     g->engine.device->drain(&g->engine);
     fe_watch_give_up(&g->engine.heap);
-    fe_watch_leave(&g->engine.heap);
+    fe_watch_leave(&g->engine.heap, false);
     return FERRY_OK;
 }
 

@@ -94,27 +94,31 @@ void fe_watch_await(const fe_heap *heap, int rank) {
     atomic_store(&fe_heap_control(heap, heap->rank)->awaited, (uint32_t)rank + 1);
 }
 
-/* For whom a rank that is not to blame waits: a rank of another host may have held up it alone. */
-static void say_awaited(const fe_heap *heap, int rank, char *text, size_t size) {
-    int other = (int)atomic_load(&fe_heap_control(heap, rank)->awaited) - 1;
-    size_t used = (size_t)snprintf(text, size, ", waits itself");
-    if (other < 0 || other >= heap->ranks || other == heap->rank) return;
-    snprintf(text + used, size - used, " for rank %d%s", other, fe_heap_near(heap, other) ? "" : " on another host");
+/* Of a rank that is late and not to blame: for whom it waits, or did when it failed; or whom its network has given up. */
+static void excuse(const fe_heap *heap, int rank, fe_fate why, char *text, size_t size) {
+    const fe_control *control = fe_heap_control(heap, rank);
+    uint32_t whom = atomic_load(&control->awaited);
+    int other = (int)(whom ? whom : atomic_load(&control->lost)) - 1;
+    bool named = other >= 0 && other < heap->ranks && other != heap->rank, left = why == FE_LEFT;
+    size_t used = (size_t)snprintf(text, size, left ? ", it has failed" : ", waits itself");
+    if (named)
+        snprintf(text + used, size - used, " for%s rank %d%s", left ? " want of" : "", other,
+                 fe_heap_near(heap, other) ? "" : " on another host");
 }
 
 static weight accuse_near(const fe_watch *watch, int rank, uint64_t epoch, uint64_t seen, char *text, size_t size) {
-    char waits[64];
+    char excused[80];
     fe_fate why;
     weight w = guilt(watch->heap, rank, &why);
-    say_awaited(watch->heap, rank, waits, sizeof waits);
+    excuse(watch->heap, rank, why, excused, sizeof excused);
     snprintf(text, size, "rank %d (reached %llu of %llu%s)", rank, (unsigned long long)seen, (unsigned long long)epoch,
-             w == WAITING ? waits : fates[why]);
+             w == WAITING ? excused : fates[why]);
     return w;
 }
 
 ferry_status fe_watch_blame(const fe_watch *watch, const char *step, uint64_t epoch, const uint64_t *seen) {
     const fe_heap *heap = watch->heap;
-    char names[FE_SENTENCE / 2], text[FE_SENTENCE / 4];
+    char names[FE_SENTENCE / 2], text[192];
     weight most = 0;
     size_t used = 0;
     atomic_store(&fe_heap_control(heap, heap->rank)->failed, 1);

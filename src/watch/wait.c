@@ -143,7 +143,8 @@ bool fe_watch_resume(const fe_heap *heap) {
     return true;
 }
 
-void fe_watch_leave(const fe_heap *heap) {
+void fe_watch_leave(const fe_heap *heap, bool hurt) {
+    if (hurt) atomic_store(&fe_heap_control(heap, heap->rank)->failed, 1);
     atomic_store(&fe_heap_control(heap, heap->rank)->council.left, 1);
 }
 

@@ -67,8 +67,9 @@ void fe_watch_mask(const fe_heap *heap, int rank);
 void fe_watch_exclude(const fe_heap *heap);
 /* This rank begins its era. false: the group is aborted. */
 bool fe_watch_resume(const fe_heap *heap);
-/* This rank leaves the group, and nothing of it runs any more: nobody need wait for it. */
-void fe_watch_leave(const fe_heap *heap);
+/* This rank leaves the group, and nothing of it runs any more: nobody need wait for it. hurt: because something has failed, which is to blame for
+ * what others miss of it. */
+void fe_watch_leave(const fe_heap *heap, bool hurt);
 
 /* What can be seen of a rank's process. A rank of this process is ALIVE. */
 typedef enum fe_fate { FE_ALIVE, FE_STOPPED, FE_DEAD, FE_LEFT } fe_fate;

@@ -65,14 +65,18 @@ static ranks_holds held_at_rest(void) {
 
 /* ---- judging ---- */
 
+static bool ends(const char *text, const char *end, const char *with) {
+    size_t n = strlen(with);
+    return (size_t)(end - text) >= n && strncmp(end - n, with, n) == 0;
+}
+
 /* Is the rank named? waited: though it be the one that another is said to wait for. */
 static bool names(const char *sentence, int rank, bool waited) {
-    static const char by[] = "waits itself for ";
+    static const char *const by[] = {"waits itself for ", "for want of "};
     char text[24];
     int n = snprintf(text, sizeof text, "rank %d", rank);
     for (const char *at = sentence; (at = strstr(at, text)); at += n) {
-        size_t before = (size_t)(at - sentence), long_by = sizeof by - 1;
-        if (!waited && before >= long_by && strncmp(at - long_by, by, long_by) == 0) continue;
+        if (!waited && (ends(sentence, at, by[0]) || ends(sentence, at, by[1]))) continue;
         if (at[n] < '0' || at[n] > '9') return true;
     }
     return false;
