@@ -123,13 +123,13 @@ static ferry_status step(const world *w, ferry_group *g, uint8_t *sum) {
     return status;
 }
 
-/* The sentence must name a rank of another host: late itself, or waited for by a neighbour that is. */
+/* The sentence must name a rank of another host: late itself, or one that a neighbour waits for, or has failed for want of. */
 static bool names_far(const world *w, const char *sentence) {
     int each = w->ranks / w->hosts;
     for (int r = 0; r < w->ranks; r++) {
         char late[64], awaited[64];
         snprintf(late, sizeof late, "rank %d (on another host", r);
-        snprintf(awaited, sizeof awaited, "waits itself for rank %d on another host", r);
+        snprintf(awaited, sizeof awaited, " rank %d on another host", r);
         if (r / each != w->rank / each && (strstr(sentence, late) || strstr(sentence, awaited))) return true;
     }
     return false;
