@@ -41,8 +41,7 @@ static fe_waited wait_slowly(const fe_watch *watch, fe_ready_fn ready, const voi
     int64_t now = fe_now_ns(), sleep_from = now + YIELD_NS;
     for (;; now = fe_now_ns()) {
         if (ready(what)) return FE_ARRIVED;
-        /* What came before the end counts: a meeting that is over for the rank that ends it is over for all. */
-        if (is_over(mine, patient)) return ready(what) ? FE_ARRIVED : FE_ABORTED;
+        if (is_over(mine, patient)) return FE_ABORTED;
         if (now >= deadline) return FE_LATE;
         if (now < sleep_from)
             sched_yield();
