@@ -64,11 +64,11 @@ static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
     return FERRY_OK;
 }
 
-/* One that was stopped, and that the others have gone on without, may have read what they have written since. They mark it before they write:
- * a full fence, so that its reads come before this look. */
+/* One that was stopped, and that the others have gone on without, finds what they said before, and may have read what they have written since:
+ * whatever it has done is not what the group has done. They mark it before they write; where it has read of others, a full fence, so that its
+ * reads come before this look. */
 static ferry_status check_reads(const fe_heap *heap, fe_move move) {
-    if (move != FE_MOVE_REDUCE && move != FE_MOVE_COLLECT) return FERRY_OK;
-    fe_link_fence();
+    if (move == FE_MOVE_REDUCE || move == FE_MOVE_COLLECT) fe_link_fence();
     return fe_heap_why(heap, heap->rank) == FE_MASKED ? fe_watch_aborted(heap) : FERRY_OK;
 }
 
