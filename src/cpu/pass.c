@@ -67,7 +67,7 @@ static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
 /* One that was stopped, and that the others have gone on without, finds what they said before, and may have read what they have written since:
  * whatever it has done is not what the group has done. They mark it before they write; where it has read of others, a full fence, so that its
  * reads come before this look. */
-static ferry_status check_reads(const fe_heap *heap, fe_move move) {
+static ferry_status still_counts(const fe_heap *heap, fe_move move) {
     if (move == FE_MOVE_REDUCE || move == FE_MOVE_COLLECT) fe_link_fence();
     return fe_heap_why(heap, heap->rank) == FE_MASKED ? fe_watch_aborted(heap) : FERRY_OK;
 }
@@ -77,7 +77,7 @@ static ferry_status act(const fe_crew *crew, const fe_pass *pass, fe_step *step)
     FE_TRY(hear_all(crew, pass, &pass->await, step));
     if (pass->await.used) fe_step_pass(recorder, step, FE_STEP_HEARD, fe_step_waited(step));
     ferry_status moved = move(crew, pass);
-    if (moved == FERRY_OK) moved = check_reads(&crew->engine->heap, pass->move);
+    if (moved == FERRY_OK) moved = still_counts(&crew->engine->heap, pass->move);
     /* An overflow is known to all ranks and stops all of them alike: the notes still go out, so that nobody is missed. */
     if (moved != FERRY_OK && moved != FERRY_OVERFLOW) return moved;
     FE_TRY(tell_all(crew->engine, pass, &pass->signal));

@@ -4,9 +4,9 @@
 
 #include "base/env.h"
 #include "base/log.h"
+#include "base/symbols.h"
 #include "link/fabric.h"
 
-#include <dlfcn.h>
 #include <pthread.h>
 #include <rdma/fi_domain.h>
 #include <rdma/fi_endpoint.h>
@@ -21,22 +21,18 @@ static fe_fabric lib;
 static pthread_mutex_t lib_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static ferry_status load(void) {
-    static const struct {
-        const char *name;
-        void **to;
-    } symbols[] = {{"fi_getinfo", (void **)&lib.getinfo},   {"fi_dupinfo", (void **)&lib.dupinfo},
-                   {"fi_freeinfo", (void **)&lib.freeinfo}, {"fi_fabric", (void **)&lib.fabric},
-                   {"fi_strerror", (void **)&lib.strerror}, {"fi_version", (void **)&lib.version}};
+    static const fe_symbol symbols[] = {{"fi_getinfo", (void **)&lib.getinfo},   {"fi_dupinfo", (void **)&lib.dupinfo},
+                                        {"fi_freeinfo", (void **)&lib.freeinfo}, {"fi_fabric", (void **)&lib.fabric},
+                                        {"fi_strerror", (void **)&lib.strerror}, {"fi_version", (void **)&lib.version}};
     const char *path = fe_env_text(FE_ENV_FERRY_FABRIC_LIBRARY);
     if (lib.handle) return FERRY_OK;
     void *handle = dlopen(path ? path : "libfabric.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!handle)
         return fe_fail(FERRY_UNSUPPORTED, "several hosts need libfabric, which cannot be loaded: %s", dlerror());
-    for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
-        *symbols[i].to = dlsym(handle, symbols[i].name);
-        if (*symbols[i].to) continue;
+    const char *missing = fe_symbols_find(handle, symbols, sizeof symbols / sizeof *symbols);
+    if (missing) {
         dlclose(handle);
-        return fe_fail(FERRY_UNSUPPORTED, "%s has no %s", path ? path : "libfabric.so.1", symbols[i].name);
+        return fe_fail(FERRY_UNSUPPORTED, "%s has no %s", path ? path : "libfabric.so.1", missing);
     }
     if (FI_VERSION_LT(lib.version(), FE_FABRIC_API)) {
         uint32_t v = lib.version();

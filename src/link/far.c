@@ -49,7 +49,6 @@ static ferry_status make_tables(fe_far *f) {
     f->slots = calloc(FE_ORDERS, sizeof *f->slots);
     f->line = calloc(ranks, sizeof *f->line);
     f->flags_said = calloc(ranks * FE_FLAGS, sizeof *f->flags_said);
-    f->peer_tag = calloc(ranks, sizeof *f->peer_tag);
     f->inbox.heap = heap;
     f->inbox.reply = send_answer;
     f->inbox.answered = take_answer;
@@ -57,7 +56,7 @@ static ferry_status make_tables(fe_far *f) {
     f->inbox.context = f;
     bool inbox = fe_inbox_open(&f->inbox), ring = fe_ring_open(&f->ring, FE_ORDERS);
     if (!inbox || !ring || !f->chunks || !f->puts || !f->flushed || !f->bytes || !f->answered || !f->asked ||
-        !f->asking || !f->gone || !f->lost || !f->why || !f->slots || !f->line || !f->flags_said || !f->peer_tag)
+        !f->asking || !f->gone || !f->lost || !f->why || !f->slots || !f->line || !f->flags_said)
         return fe_fail(FERRY_NOMEM, "rank %d: no memory for the network to %d ranks", heap->rank, heap->ranks);
     for (int i = 0; i < FE_ORDERS; i++) {
         f->slots[i].next = f->free_slot;
@@ -110,7 +109,6 @@ static ferry_status introduce(fe_far *f, fe_boot *boot, introduction *mine) {
     ferry_status status = fe_boot_allgather(boot, mine, all, sizeof *mine);
     for (int r = 0; status == FERRY_OK && r < ranks; r++) {
         cards[r] = all[r].card;
-        if (mine->status == FERRY_OK) f->peer_tag[r] = all[r].card.tag; /* else there may be no tables */
         if (all[r].status != FERRY_OK && r != f->heap->rank)
             status = fe_fail(fe_status_heard(all[r].status), "rank %d could not open the network between hosts", r);
     }
@@ -181,7 +179,6 @@ void fe_far_close(fe_far *f) {
     free(f->slots);
     free(f->line);
     free(f->flags_said);
-    free(f->peer_tag);
     free(f->held);
     pthread_mutex_destroy(&f->lock);
     free(f);

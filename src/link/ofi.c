@@ -32,7 +32,7 @@ typedef struct rail {
 
 struct fe_ofi {
     const fe_fabric *lib;
-    int rank, ranks, each, rails;
+    int rank, each, rails;
     rail rail[FE_RAILS];
     bool flags;
     char *memory;
@@ -161,7 +161,6 @@ static ferry_status meet_one(fe_ofi *o, const fe_ofi_card *theirs, int peer) {
 
 ferry_status fe_ofi_meet(fe_ofi *o, const fe_ofi_card *cards, int ranks) {
     size_t n = (size_t)ranks;
-    o->ranks = ranks;
     o->peer_tag = calloc(n, sizeof *o->peer_tag);
     o->peer_rails = calloc(n, sizeof *o->peer_rails);
     bool there = o->peer_tag && o->peer_rails;
@@ -249,6 +248,10 @@ int fe_ofi_write(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t by
 
 bool fe_ofi_by_flags(const fe_ofi *o) {
     return o->flags;
+}
+
+uint32_t fe_ofi_tag(const fe_ofi *o, int peer) {
+    return o->peer_tag[peer];
 }
 
 int fe_ofi_read(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t bytes, void *context) {
@@ -367,6 +370,10 @@ int fe_ofi_write(fe_ofi *ofi, int peer, uint64_t local, uint64_t remote, size_t 
 bool fe_ofi_by_flags(const fe_ofi *ofi) {
     (void)ofi;
     return false;
+}
+uint32_t fe_ofi_tag(const fe_ofi *ofi, int peer) {
+    (void)ofi, (void)peer;
+    return 0;
 }
 void fe_ofi_pin(const fe_ofi *ofi) {
     (void)ofi;

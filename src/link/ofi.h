@@ -68,6 +68,8 @@ int fe_ofi_poll_sent(fe_ofi *ofi, fe_ofi_sent *sent, int most);
 int fe_ofi_poll_arrived(fe_ofi *ofi, uint32_t *immediate, int most);
 /* The network brings no immediates along: whoever writes says so by a flag, and writes to one rank arrive in their order. */
 bool fe_ofi_by_flags(const fe_ofi *ofi);
+/* What a flag for the peer has to carry (link/immediate.h). */
+uint32_t fe_ofi_tag(const fe_ofi *ofi, int peer);
 const char *fe_ofi_trouble(const fe_ofi *ofi);
 const char *fe_ofi_text(const fe_ofi *ofi, int error); /* of a negative result */
 /* Bytes a context must have, for the provider's own use. */

@@ -1,5 +1,6 @@
 #include "link/pin.h"
 #include "base/log.h"
+#include "base/symbols.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -7,7 +8,6 @@
 
 #if FERRY_HAVE_HWLOC
 
-#include <dlfcn.h>
 #include <hwloc.h>
 
 /* hwloc is loaded for the short time that it takes to ask it, and where it is not installed nothing is pinned. */
@@ -24,25 +24,19 @@ typedef struct library {
 } library;
 
 static bool load_library(library *lib) {
-    const struct {
-        const char *name;
-        void **to;
-    } symbols[] = {{"hwloc_topology_init", (void **)&lib->init},
-                   {"hwloc_topology_set_io_types_filter", (void **)&lib->filter},
-                   {"hwloc_topology_set_components", (void **)&lib->without},
-                   {"hwloc_topology_load", (void **)&lib->load},
-                   {"hwloc_topology_destroy", (void **)&lib->destroy},
-                   {"hwloc_get_obj_by_depth", (void **)&lib->get},
-                   {"hwloc_bitmap_first", (void **)&lib->first},
-                   {"hwloc_bitmap_next", (void **)&lib->next}};
+    const fe_symbol symbols[] = {{"hwloc_topology_init", (void **)&lib->init},
+                                 {"hwloc_topology_set_io_types_filter", (void **)&lib->filter},
+                                 {"hwloc_topology_set_components", (void **)&lib->without},
+                                 {"hwloc_topology_load", (void **)&lib->load},
+                                 {"hwloc_topology_destroy", (void **)&lib->destroy},
+                                 {"hwloc_get_obj_by_depth", (void **)&lib->get},
+                                 {"hwloc_bitmap_first", (void **)&lib->first},
+                                 {"hwloc_bitmap_next", (void **)&lib->next}};
     lib->handle = dlopen("libhwloc.so.15", RTLD_NOW | RTLD_LOCAL); /* of hwloc 2.1 and newer */
-    for (size_t i = 0; lib->handle && i < sizeof symbols / sizeof *symbols; i++) {
-        *symbols[i].to = dlsym(lib->handle, symbols[i].name);
-        if (*symbols[i].to) continue;
-        dlclose(lib->handle);
-        lib->handle = NULL;
-    }
-    return lib->handle != NULL;
+    if (!lib->handle) return false;
+    if (!fe_symbols_find(lib->handle, symbols, sizeof symbols / sizeof *symbols)) return true;
+    dlclose(lib->handle);
+    return false;
 }
 
 static hwloc_obj_t find(const library *lib, hwloc_topology_t topology, const fe_pin_device *d) {

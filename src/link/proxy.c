@@ -59,10 +59,10 @@ void fe_proxy_hold(fe_far *f, const fe_order *order) {
 static void raise_flag(fe_far *f, const fe_order *order) {
     const fe_heap *heap = f->heap;
     int flag = order->immediate ? fe_flag_of(order->immediate) : -1;
-    if (flag < 0 || !fe_ofi_by_flags(f->ofi)) return;
+    if (flag < 0 || !f->inbox.ordered) return;
     uint64_t out = fe_room_flag(heap, false, order->peer, flag), *word = fe_post(heap, heap->rank, out);
     uint32_t number = ++f->flags_said[(size_t)order->peer * FE_FLAGS + (size_t)flag];
-    *word = fe_flag_word(number, f->peer_tag[order->peer]);
+    *word = fe_flag_word(number, fe_ofi_tag(f->ofi, order->peer));
     fe_order behind = {
         .peer = order->peer, .local = out, .remote = fe_room_flag(heap, true, heap->rank, flag), .bytes = sizeof *word};
     fe_proxy_hold(f, &behind);

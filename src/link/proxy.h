@@ -48,7 +48,6 @@ struct fe_far {
     uint32_t round;
     bool stop_said;
     uint32_t *flags_said;   /* [ranks][FE_FLAGS] numbers of the last flags */
-    uint32_t *peer_tag;     /* [ranks] */
     uint64_t kernel_orders; /* taken so far */
     /* shared */
     _Atomic bool leaving, stirred;
