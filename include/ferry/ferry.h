@@ -385,8 +385,8 @@ FERRY_API ferry_status ferry_group_bytes(const ferry_group_config *cfg, int rank
 /* A stream of the group's device. A CPU stream has `threads` (see the config) workers of its own. */
 FERRY_API ferry_status ferry_stream_create(ferry_group *group, ferry_stream **stream);
 /* A stream of the caller's (CUDA: a cudaStream_t of the group's GPU) as a Ferry stream: calls on it are ordered with everything else that
- * the caller puts there, and it may be captured into a graph. ferry_stream_destroy then frees only the wrapping. FERRY_UNSUPPORTED on
- * the CPU device. */
+ * the caller puts there, and it may be captured into a graph. Who waits for it without ferry_stream_sync asks ferry_group_error before
+ * trusting results. ferry_stream_destroy then frees only the wrapping. FERRY_UNSUPPORTED on the CPU device. */
 FERRY_API ferry_status ferry_stream_wrap(ferry_group *group, void *native, ferry_stream **stream);
 /* Waits until the stream is empty (bounded: every call on it is), then frees it. NULL is allowed. */
 FERRY_API void ferry_stream_destroy(ferry_stream *stream);

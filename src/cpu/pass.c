@@ -64,12 +64,12 @@ static ferry_status move(const fe_crew *crew, const fe_pass *pass) {
     return FERRY_OK;
 }
 
-/* One that was stopped, and that the others have gone on without, finds what they said before, and may have read what they have written since:
- * whatever it has done is not what the group has done. They mark it before they write; where it has read of others, a full fence, so that its
- * reads come before this look. */
+/* One that was stopped, and that the others have gone on without, finds what they said before. It may have read what they have written since;
+ * and its scatter leaves off (cpu/scatter.c), rows for itself among those not written: whatever it has done is not what the group has done.
+ * They mark it before they write; where it has read of others, a full fence, so that its reads come before this look. */
 static ferry_status still_counts(const fe_heap *heap, fe_move move) {
     if (move == FE_MOVE_REDUCE || move == FE_MOVE_COLLECT) fe_link_fence();
-    return fe_heap_why(heap, heap->rank) == FE_MASKED ? fe_watch_aborted(heap) : FERRY_OK;
+    return fe_watch_still_counts(heap);
 }
 
 static ferry_status act(const fe_crew *crew, const fe_pass *pass, fe_step *step) {

@@ -61,7 +61,8 @@ ferry_status fe_cuda_stream_sync(ferry_stream *stream) {
         fe_cuda_core->fault_note(&engine->fault, status, true);
         return status;
     }
-    return fe_cuda_take_untold(engine);
+    FE_TRY(fe_cuda_take_untold(engine));
+    return fe_cuda_core->still_counts(&engine->heap); /* kernels do not look */
 }
 
 /* Asking is no part of a graph that this thread may be capturing meanwhile. */
@@ -181,11 +182,16 @@ ferry_status fe_cuda_event_sync(ferry_event *event) {
     int64_t deadline = fe_now_ns() + engine->watch.timeout_ns;
     if (!of(event)->recorded) return FERRY_OK;
     FE_TRY(fe_cuda_enter(engine));
-    if (of(event)->capture) /* of a graph: what was replayed on the stream so far is waited for */
-        return fe_cuda_ok(cudaStreamSynchronize(of(event)->recorded_on), engine->heap.rank, "an event of a graph");
+    if (of(event)->capture) { /* of a graph: what was replayed on the stream so far is waited for */
+        FE_CUDA_TRY(cudaStreamSynchronize(of(event)->recorded_on), engine->heap.rank, "an event of a graph");
+        return fe_cuda_core->still_counts(&engine->heap);
+    }
     for (;;) {
         cudaError_t error = query(of(event)->native);
-        if (error != cudaErrorNotReady) return fe_cuda_ok(error, engine->heap.rank, "an event");
+        if (error != cudaErrorNotReady) {
+            FE_TRY(fe_cuda_ok(error, engine->heap.rank, "an event"));
+            return fe_cuda_core->still_counts(&engine->heap);
+        }
         FE_TRY(fe_cuda_core->aborted(&engine->heap));
         if (fe_now_ns() > deadline)
             return fe_fail(FERRY_TIMEOUT, "rank %d: the host waited %lld ms for an event that did not happen",

@@ -18,6 +18,7 @@ typedef struct fe_core {
     ferry_status (*fault_check)(fe_fault *fault, const fe_heap *heap, const char *step);
     void (*fault_note)(fe_fault *fault, ferry_status status, bool fatal);
     ferry_status (*aborted)(const fe_heap *heap);
+    ferry_status (*still_counts)(const fe_heap *heap);
     ferry_status (*ended)(const fe_heap *heap, const char *during);
     ferry_status (*blame)(const fe_watch *watch, const char *step, uint64_t epoch, const uint64_t *seen);
     void (*stir)(fe_far *far);

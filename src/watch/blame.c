@@ -58,7 +58,8 @@ static weight guilt(const fe_heap *heap, int rank, fe_fate *why) {
     *why = fe_watch_fate(heap, rank);
     bool failed = atomic_load(&control->failed);
     if (*why != FE_ALIVE && !(*why == FE_LEFT && failed)) return GONE; /* who failed first has left for a reason */
-    return atomic_load(&control->waiting) || failed ? WAITING : BUSY;
+    /* `awaited` is set for longer than `waiting`: until what it waited for has come, or `failed` is set. */
+    return atomic_load(&control->awaited) || atomic_load(&control->waiting) || failed ? WAITING : BUSY;
 }
 
 static const char *const fates[] = {

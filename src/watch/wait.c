@@ -161,3 +161,7 @@ ferry_status fe_watch_ended(const fe_heap *heap, const char *during) {
 ferry_status fe_watch_aborted(const fe_heap *heap) {
     return fe_heap_why(heap, heap->rank) == FE_GOES_ON ? FERRY_OK : fe_watch_ended(heap, "");
 }
+
+ferry_status fe_watch_still_counts(const fe_heap *heap) {
+    return fe_heap_why(heap, heap->rank) == FE_MASKED ? fe_watch_ended(heap, "") : FERRY_OK;
+}

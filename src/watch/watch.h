@@ -56,6 +56,8 @@ void fe_watch_abort(const fe_heap *heap);
 /* This rank alone gives up: what still waits on one of its streams ends as if the group were aborted. */
 void fe_watch_give_up(const fe_heap *heap);
 ferry_status fe_watch_aborted(const fe_heap *heap); /* FERRY_OK, or FERRY_ABORTED with a sentence */
+/* The same, of one cause alone: the others go on without this rank, so what it has done since is not what the group has done. */
+ferry_status fe_watch_still_counts(const fe_heap *heap);
 /* FERRY_ABORTED, with the sentence: why, and `during`, " while ...". */
 ferry_status fe_watch_ended(const fe_heap *heap, const char *during);
 

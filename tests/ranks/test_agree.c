@@ -187,6 +187,41 @@ static void test_a_masked_rank_waits_in_vain(void **state) {
     RANKS_ASSERT(RANKS_THREADS, RANKS, lonely_rank, NULL);
 }
 
+static void nap_on_stream(void *ms) {
+    nap_ms(*(const int *)ms);
+}
+
+/* Its stream is held up past the others' deadline: they go on without it, and write anew what it has not read yet. It hears so where it
+ * asks for its stream, whatever its step has found. */
+static bool late_rank(rank_env *env) {
+    static int late = 3 * BRIEF; /* they wait as long for its notes, and again for its word */
+    int64_t mine = env->rank, all[RANKS] = {-1, -1, -1, -1};
+    ferry_group *g;
+    ferry_stream *stream;
+    if (!open_group(env, env->rank == VICTIM ? LONG : BRIEF, &g)) return false;
+    RANK_OK(env, ferry_stream_create(g, &stream));
+    if (!ranks_meet(env)) return false;
+    if (env->rank == VICTIM) {
+        RANK_OK(env, ferry_stream_call(stream, nap_on_stream, &late));
+        RANK_OK(env, ferry_allgather(g, &mine, all, sizeof mine, stream));
+        RANK_STATUS(env, FERRY_ABORTED, ferry_stream_sync(stream));
+        RANK_CHECK(env, strstr(ferry_last_error(), "go on without it"));
+        RANK_STATUS(env, FERRY_ABORTED, ferry_group_error(g));
+    } else {
+        ferry_status status = ferry_allgather(g, &mine, all, sizeof mine, NULL);
+        RANK_CHECK(env, status == FERRY_TIMEOUT || status == FERRY_ABORTED);
+        if (!agree(env, g, 1u << VICTIM)) return false;
+        for (mine = 100; mine < 104; mine++) RANK_OK(env, ferry_allgather(g, &mine, all, sizeof mine, NULL));
+    }
+    return ranks_meet(env) && part(env, g);
+}
+
+static void test_a_rank_whose_stream_is_late(void **state) {
+    (void)state;
+    if (ranks_device() == FERRY_CPU) RANKS_ASSERT(RANKS_THREADS, RANKS, late_rank, NULL);
+    RANKS_ASSERT(RANKS_PROCESSES, RANKS, late_rank, NULL);
+}
+
 /* ------------------------------------------------------------------------------------------------------------------
  * Proposals
  * ---------------------------------------------------------------------------------------------------------------- */
@@ -358,6 +393,7 @@ int main(void) {
         cmocka_unit_test(test_a_rank_comes_back),
         cmocka_unit_test(test_a_rank_with_another_heap_stays_out),
         cmocka_unit_test(test_a_masked_rank_waits_in_vain),
+        cmocka_unit_test(test_a_rank_whose_stream_is_late),
         cmocka_unit_test(test_ranks_that_mask_each_other),
         cmocka_unit_test(test_agreements_without_a_loss),
         cmocka_unit_test(test_arguments_and_aborts),
