@@ -22,6 +22,7 @@
       "address of this rank's network endpoint, or several, with commas; auto: loopback, or what reaches FERRY_BOOT") \
     X(FERRY_FABRIC_FLAGS, "0", "1: arrivals by flags, as where writes bring no data along (cxi), on any network")     \
     X(FERRY_FABRIC_LIBRARY, "libfabric.so.1", "path of libfabric, loaded when a group has several hosts")             \
+    X(FERRY_FABRIC_PARTS, "auto", "in how many parts a step tells another host of its rows, 1 to 3; auto: by size")   \
     X(FERRY_FABRIC_RAILS, "auto", "network devices that a rank uses, 1 to 4; auto: its share of the host's")          \
     X(FERRY_HOSTS, "1", "splits the ranks of a machine into that many pretend hosts, to run the far path on it")      \
     X(FERRY_LOCAL_RANK, "", "set by ferry run: this rank among those of its host; the library does not read it")      \

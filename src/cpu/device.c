@@ -85,7 +85,7 @@ static ferry_status fetch(fe_engine *engine, ferry_stream *stream, void *host, c
 
 const fe_device fe_device_cpu = {
     .name = "cpu",
-    .far = true,
+    .parts = FE_PARTS,
     .records = true,
     .open = open_device,
     .stop = stop_device,

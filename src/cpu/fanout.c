@@ -3,6 +3,11 @@
 
 #define CHUNK 16 /* records a worker takes at a time */
 
+typedef struct came { /* of one host's records, this part's; looked at once: the network may write notes meanwhile */
+    int64_t first, records;
+    bool straight; /* their rows need not be handed on */
+} came;
+
 typedef struct job {
     const fe_crew *crew;
     const fe_pass *pass;
@@ -12,19 +17,34 @@ typedef struct job {
     int64_t records; /* of all hosts: first those of the first one */
     _Atomic int64_t next;
     _Atomic int unsound; /* 1 + the host that sent nonsense */
-    fe_target target[];  /* [ranks] */
+    union {
+        fe_target target; /* of a near rank */
+        came came;        /* of one of the column: from its host */
+    } of[];               /* [ranks] */
 } job;
 
-static int64_t records_from(const job *j, int host) {
-    const fe_heap *heap = &j->crew->engine->heap;
-    if (host == j->far->hosts->mine) return 0;
-    int source = fe_hosts_rank(j->far->hosts, host, j->far->hosts->index);
-    return (int64_t)fe_link_words(heap, FE_LANDED, j->pass->half, source)[FE_LANDED_RECORDS];
+static came came_from(const job *j, int host) {
+    if (host == j->far->hosts->mine) return (came){0};
+    return j->of[fe_hosts_rank(j->far->hosts, host, j->far->hosts->index)].came;
 }
 
-/* Its rows need not be handed on. */
-static bool went_straight(const job *j, int source) {
-    return fe_link_words(&j->crew->engine->heap, FE_LANDED, j->pass->half, source)[FE_LANDED_STRAIGHT] != 0;
+/* A part begins where the ones before end, whose notes still stand. */
+static ferry_status hear_from(job *j, int host) {
+    const fe_heap *heap = &j->crew->engine->heap;
+    int source = fe_hosts_rank(j->far->hosts, host, j->far->hosts->index), most = j->pass->route->shape.max_tokens;
+    came c = {0};
+    for (int part = 0; part <= j->pass->part.index; part++) {
+        const uint64_t *word = fe_link_words(heap, (fe_kind)(FE_LANDED + part), j->pass->half, source);
+        c.first += c.records;
+        c.records = (int64_t)word[FE_LANDED_RECORDS];
+        c.straight = word[FE_LANDED_STRAIGHT] != 0;
+        if (c.records < 0 || c.records > most - c.first)
+            return fe_fail(FERRY_SYSTEM, "rank %d: %s: rank %d says that it sent %lld tokens, max_tokens is %d",
+                           heap->rank, j->pass->step, source, (long long)c.records, most);
+    }
+    j->of[source].came = c;
+    j->records += c.records;
+    return FERRY_OK;
 }
 
 static void hand_on(const job *j, int source, const fe_record *r, const char *row, bool rows) {
@@ -37,7 +57,7 @@ static void hand_on(const job *j, int source, const fe_record *r, const char *ro
                                 .weight = j->pass->route->table.weights ? fe_record_weight(r, shape->topk) : NULL};
     for (int i = 0; i < r->fan; i++) {
         int choice = fe_record_order(r)[i];
-        const fe_target *to = &j->target[shape->map->home_rank[choices.home[choice]]];
+        const fe_target *to = &j->of[shape->map->home_rank[choices.home[choice]]].target;
         size_t at = (size_t)choices.slot[choice];
         if (rows && j->past_cache)
             j->crew->rows->stream(to->rows + at * to->row_stride, row, s->row_bytes, NULL);
@@ -66,7 +86,7 @@ static bool fits(const job *j, const fe_record *r) {
     for (int i = 0; i < r->fan; i++) {
         int choice = fe_record_order(r)[i];
         int rank = shape->map->home_rank[fe_record_home(r, shape->topk)[choice]];
-        if (fe_record_slot(r, shape->topk)[choice] >= j->target[rank].room) return false;
+        if (fe_record_slot(r, shape->topk)[choice] >= j->of[rank].target.room) return false;
     }
     return true;
 }
@@ -74,11 +94,12 @@ static bool fits(const job *j, const fe_record *r) {
 static bool take_record(job *j, int64_t number) {
     const fe_heap *heap = &j->crew->engine->heap;
     int host = 0;
-    while (number >= records_from(j, host)) number -= records_from(j, host++);
+    came c = came_from(j, host);
+    for (; number >= c.records; c = came_from(j, ++host)) number -= c.records;
+    number += c.first;
     int source = fe_hosts_rank(j->far->hosts, host, j->far->hosts->index);
-    bool straight = went_straight(j, source);
     uint64_t at = fe_cpu_landing(j->far, j->pass->half, host) + j->far->boxes->tail_bytes +
-                  (uint64_t)number * (straight ? j->far->header : j->stride);
+                  (uint64_t)number * (c.straight ? j->far->header : j->stride);
     const char *landed = fe_near(heap, heap->rank, at);
     _Alignas(16) char copy[FE_RECORD_MOST]; /* what is checked is what is used, whatever the network writes meanwhile */
     memcpy(copy, landed, j->far->header);
@@ -89,7 +110,7 @@ static bool take_record(job *j, int64_t number) {
         return false;
     }
     keep(j, host, number, r);
-    hand_on(j, source, r, landed + j->far->header, !straight);
+    hand_on(j, source, r, landed + j->far->header, !c.straight);
     return true;
 }
 
@@ -123,7 +144,7 @@ static bool hand_on_tails(const job *j, int host, int source) {
     return true;
 }
 
-/* false: a host's counts are none. */
+/* When the last part is handed on. false: a host's counts are none. */
 static bool say_rows(job *j) {
     static const uint64_t nothing[FE_CELL_WORDS];
     const fe_heap *heap = &j->crew->engine->heap;
@@ -134,7 +155,8 @@ static bool say_rows(job *j) {
             atomic_store(&j->unsound, h + 1);
             return false;
         }
-        if (j->far->kept_count[h] < 0) j->far->kept_count[h] = (int32_t)records_from(j, h);
+        came c = came_from(j, h);
+        if (j->far->kept_count[h] < 0) j->far->kept_count[h] = (int32_t)(c.first + c.records);
         for (int i = 1; i <= j->far->hosts->each; i++) {
             int owner =
                 fe_hosts_rank(j->far->hosts, j->far->hosts->mine, (j->far->hosts->index + i) % j->far->hosts->each);
@@ -151,20 +173,14 @@ ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass) {
         .crew = crew, .pass = pass, .far = &pass->route->far, .stride = (size_t)pass->await.word[FE_LANDED_STRIDE]};
     for (int i = 0; i < heap->hosts.each; i++) {
         int r = fe_hosts_rank(&heap->hosts, heap->hosts.mine, i);
-        j->target[r] = fe_target_read(heap, pass, r);
-        j->target[r].room = room_of(j, r);
+        j->of[r].target = fe_target_read(heap, pass, r);
+        j->of[r].target.room = room_of(j, r);
     }
-    for (int h = 0; h < heap->hosts.count; h++) {
-        int64_t records = records_from(j, h);
-        if (records < 0 || records > pass->route->shape.max_tokens)
-            return fe_fail(FERRY_SYSTEM, "rank %d: %s: rank %d says that it sent %lld tokens, max_tokens is %d",
-                           heap->rank, pass->step, fe_hosts_rank(&heap->hosts, h, heap->hosts.index),
-                           (long long)records, pass->route->shape.max_tokens);
-        j->records += records;
-    }
+    for (int h = 0; h < heap->hosts.count; h++)
+        if (h != heap->hosts.mine) FE_TRY(hear_from(j, h));
     j->past_cache = j->records * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
     fe_pool_run(crew->pool, work, j, (j->records + CHUNK - 1) / CHUNK);
-    bool said = !atomic_load(&j->unsound) && say_rows(j);
+    bool said = !atomic_load(&j->unsound) && (!fe_part_last(pass->part) || say_rows(j));
     int unsound = atomic_load(&j->unsound);
     if (!said)
         return fe_fail(FERRY_SYSTEM, "rank %d: %s: a token of rank %d's names places or counts that do not exist",

@@ -12,6 +12,7 @@ typedef struct fe_pack {
     const fe_pass *pass;
     size_t stride;
     uint64_t epoch;
+    fe_part part; /* which is being sent */
 } fe_pack;
 
 void fe_cpu_pack_open(fe_pack *pack, const fe_crew *crew, const fe_pass *pass);
@@ -19,7 +20,7 @@ void fe_cpu_pack_open(fe_pack *pack, const fe_crew *crew, const fe_pass *pass);
 void fe_cpu_pack(const fe_pack *pack, int64_t token, const char *row, const char *scales);
 /* Hands the records of tokens [from, to) to the network: to each host in one write. */
 ferry_status fe_cpu_push_records(const fe_pack *pack, int64_t from, int64_t to);
-/* Says LANDED. */
+/* Says LANDED, of the part. */
 ferry_status fe_cpu_pack_close(const fe_pack *pack);
 
 /* In a column's rank: where the records of `host` land. */

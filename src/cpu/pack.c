@@ -37,7 +37,8 @@ static uint64_t straight_scales(const fe_pack *p, int host) {
 void fe_cpu_pack_open(fe_pack *p, const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     const fe_shape *shape = &pass->route->shape;
-    *p = (fe_pack){.far = &pass->route->far, .crew = crew, .pass = pass, .epoch = pass->signal.epoch};
+    *p = (fe_pack){
+        .far = &pass->route->far, .crew = crew, .pass = pass, .epoch = pass->signal.epoch, .part = pass->part};
     p->stride = fe_record_stride(p->far->header, pass->scatter.row_bytes, pass->scatter.scale_bytes);
     if (!fe_slots_fixed(shape)) return;
     size_t width = (size_t)shape->map->most_local;
@@ -79,6 +80,10 @@ static int64_t count_records(const fe_pack *p, int host, int64_t from, int64_t t
     return count;
 }
 
+static fe_kind landed(const fe_pack *p) {
+    return (fe_kind)(FE_LANDED + p->part.index);
+}
+
 static ferry_status push_straight(const fe_pack *p, int host, int64_t first, int64_t count) {
     const fe_heap *heap = &p->crew->engine->heap;
     const fe_scatter *s = &p->pass->scatter;
@@ -108,7 +113,7 @@ ferry_status fe_cpu_push_records(const fe_pack *p, int64_t from, int64_t to) {
         uint64_t begin = p->far->boxes->tail_bytes + (uint64_t)first * p->stride,
                  end = begin + (uint64_t)count * p->stride;
         if (tails && first == 0) begin = 0; /* the counts come with the first records */
-        FE_TRY(fe_far_push(p->crew->engine->far, h, FE_LANDED, p->pass->half, outbox_of(p, h) + begin,
+        FE_TRY(fe_far_push(p->crew->engine->far, h, landed(p), p->pass->half, outbox_of(p, h) + begin,
                            landing_of(p) + begin, end - begin));
     }
     return FERRY_OK;
@@ -116,19 +121,22 @@ ferry_status fe_cpu_push_records(const fe_pack *p, int64_t from, int64_t to) {
 
 ferry_status fe_cpu_pack_close(const fe_pack *p) {
     bool tails = fe_slots_fixed(&p->pass->route->shape);
+    int64_t tokens = p->pass->route->shape.tokens, first = 0;
     for (int h = 0; h < p->far->hosts->count; h++) {
         if (h == p->far->hosts->mine) continue;
-        uint64_t word[FE_CELL_WORDS] = {[FE_LANDED_RECORDS] = (uint64_t)p->far->records[h],
+        int64_t records = count_records(p, h, fe_part_from(p->part, tokens), fe_part_to(p->part, tokens), &first);
+        uint64_t word[FE_CELL_WORDS] = {[FE_LANDED_RECORDS] = (uint64_t)records,
                                         [FE_LANDED_STRIDE] = p->stride,
                                         [FE_LANDED_HEADER] = p->far->header,
-                                        [FE_LANDED_STRAIGHT] = goes_straight(p, h)};
+                                        [FE_LANDED_STRAIGHT] = goes_straight(p, h),
+                                        [FE_LANDED_PARTS] = (uint64_t)p->part.count};
         if (goes_straight(p, h))
             FE_TRY(fe_far_push(p->crew->engine->far, h, FE_LANDED, p->pass->half, outbox_of(p, h), landing_of(p),
                                straight_rows(p, h)));
-        if (tails && !p->far->records[h])
-            FE_TRY(fe_far_push(p->crew->engine->far, h, FE_LANDED, p->pass->half, outbox_of(p, h), landing_of(p),
+        if (tails && !p->far->records[h] && fe_part_last(p->part))
+            FE_TRY(fe_far_push(p->crew->engine->far, h, landed(p), p->pass->half, outbox_of(p, h), landing_of(p),
                                p->far->boxes->tail_bytes));
-        FE_TRY(fe_far_tell(p->crew->engine->far, h, FE_LANDED, p->pass->half, p->epoch, word, 0, 0));
+        FE_TRY(fe_far_tell(p->crew->engine->far, h, landed(p), p->pass->half, p->epoch, word, 0, 0));
     }
     return FERRY_OK;
 }

@@ -7,7 +7,7 @@
 typedef struct job {
     const fe_crew *crew;
     const fe_pass *pass;
-    int64_t chunk;
+    int64_t chunk, end;
     _Atomic int64_t next;
     struct source { /* [ranks] where each rank offers its rows */
         const char *rows;
@@ -126,12 +126,23 @@ static void sum_tokens(const job *j, int64_t from, int64_t to) {
 static void work(void *context, int worker, int workers) {
     (void)worker, (void)workers;
     job *j = context;
-    int64_t tokens = j->pass->route->shape.tokens;
     for (;;) {
         int64_t from = atomic_fetch_add_explicit(&j->next, j->chunk, memory_order_relaxed);
-        if (from >= tokens) return;
-        sum_tokens(j, from, from + j->chunk < tokens ? from + j->chunk : tokens);
+        if (from >= j->end) return;
+        sum_tokens(j, from, from + j->chunk < j->end ? from + j->chunk : j->end);
     }
+}
+
+/* How many tokens, from the first on, have all their far rows when the part has come from every host. Hosts number a token's row for
+ * themselves, ascending, and count parts by these numbers (sums.c). */
+static int64_t tokens_to(const fe_route_data *route, fe_part part) {
+    const fe_far_route *far = &route->far;
+    int64_t tokens = route->shape.tokens, to = 0;
+    if (fe_part_last(part)) return tokens;
+    for (; to < tokens; to++)
+        for (int h = 0; h < far->hosts->count; h++)
+            if (h != far->hosts->mine && far->record[h * tokens + to] >= fe_part_to(part, far->records[h])) return to;
+    return to;
 }
 
 void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass) {
@@ -145,6 +156,10 @@ void fe_cpu_reduce(const fe_crew *crew, const fe_pass *pass) {
                                        .weights = fe_near(heap, r, word[FE_OFFER_WEIGHTS]),
                                        .stride = (size_t)word[FE_OFFER_STRIDE]};
     }
-    j->chunk = fe_chunk_of(crew->pool, pass->route->shape.tokens, CHUNK);
-    fe_pool_run(crew->pool, work, j, (pass->route->shape.tokens + j->chunk - 1) / j->chunk);
+    fe_part before = {pass->part.index - 1, pass->part.count};
+    int64_t from = pass->part.index ? tokens_to(pass->route, before) : 0;
+    j->end = tokens_to(pass->route, pass->part);
+    atomic_store(&j->next, from);
+    j->chunk = fe_chunk_of(crew->pool, j->end - from, CHUNK);
+    fe_pool_run(crew->pool, work, j, (j->end - from + j->chunk - 1) / j->chunk);
 }

@@ -12,8 +12,8 @@ typedef struct job {
     const fe_route_data *route;
     const fe_scatter *s;
     bool past_cache;
-    int64_t chunk;
-    fe_pack pack; /* what goes to other hosts */
+    int64_t chunk, end; /* tokens a worker takes at a time, and up to which */
+    fe_pack pack;       /* what goes to other hosts */
     _Atomic int64_t next;
     _Atomic int failed; /* a ferry_status, of a push */
     fe_target target[]; /* [ranks]; of far ones unused */
@@ -74,12 +74,11 @@ static bool is_masked(const job *j) {
 static void work(void *context, int worker, int workers) {
     (void)workers;
     job *j = context;
-    int64_t tokens = j->route->shape.tokens;
     char *bench = fe_pool_bench(j->crew->pool, worker);
     for (;;) {
         int64_t from = atomic_fetch_add_explicit(&j->next, j->chunk, memory_order_relaxed);
-        if (from >= tokens || is_masked(j)) break;
-        int64_t to = from + j->chunk < tokens ? from + j->chunk : tokens;
+        if (from >= j->end || is_masked(j)) break;
+        int64_t to = from + j->chunk < j->end ? from + j->chunk : j->end;
         for (int64_t t = from; t < to; t++) send_token(j, t, bench);
         ferry_status status = j->pack.far ? fe_cpu_push_records(&j->pack, from, to) : FERRY_OK;
         if (status == FERRY_OK) continue;
@@ -108,6 +107,20 @@ static int64_t tokens_at_a_time(const job *j) {
     return chunk < least ? least : chunk;
 }
 
+static ferry_status send_part(job *j, const fe_pass *pass, fe_part part) {
+    int64_t tokens = j->route->shape.tokens, from = fe_part_from(part, tokens);
+    j->end = fe_part_to(part, tokens);
+    j->pack.part = part;
+    atomic_store(&j->next, from);
+    fe_pool_run(j->crew->pool, work, j, (j->end - from + j->chunk - 1) / j->chunk);
+    if (!j->pack.far) return FERRY_OK;
+    ferry_status failed = (ferry_status)atomic_load(&j->failed);
+    if (failed != FERRY_OK)
+        return fe_fail(failed, "rank %d: %s could not hand its rows to the network", j->crew->engine->heap.rank,
+                       pass->step);
+    return fe_cpu_pack_close(&j->pack);
+}
+
 ferry_status fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass) {
     const fe_heap *heap = &crew->engine->heap;
     const fe_route_data *route = pass->route;
@@ -118,11 +131,7 @@ ferry_status fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass) {
         if (fe_heap_reaches(heap, r)) j->target[r] = fe_target_read(heap, pass, r);
     if (crew->engine->far) fe_cpu_pack_open(&j->pack, crew, pass);
     j->chunk = tokens_at_a_time(j);
-    fe_pool_run(crew->pool, work, j, (route->shape.tokens + j->chunk - 1) / j->chunk);
     if (fe_slots_fixed(&route->shape)) write_tails(heap, pass);
-    if (!crew->engine->far) return FERRY_OK;
-    ferry_status failed = (ferry_status)atomic_load(&j->failed);
-    if (failed != FERRY_OK)
-        return fe_fail(failed, "rank %d: %s could not hand its rows to the network", heap->rank, pass->step);
-    return fe_cpu_pack_close(&j->pack);
+    for (fe_part part = pass->part; part.index < fe_part_count(part); part.index++) FE_TRY(send_part(j, pass, part));
+    return FERRY_OK;
 }

@@ -11,7 +11,8 @@ typedef struct job {
     int host; /* whose tokens are summed now */
     uint64_t wants;
     size_t row_bytes;
-    int64_t chunk, records;
+    int64_t chunk, end; /* records a worker takes at a time, and up to which */
+    fe_kind kind;       /* of the part's note */
     _Atomic int64_t next;
     _Atomic int failed;
     struct offer { /* [ranks] of near ranks */
@@ -79,45 +80,51 @@ static void work(void *context, int worker, int workers) {
     job *j = context;
     for (;;) {
         int64_t from = atomic_fetch_add_explicit(&j->next, j->chunk, memory_order_relaxed);
-        if (from >= j->records) return;
-        int64_t to = from + j->chunk < j->records ? from + j->chunk : j->records;
+        if (from >= j->end) return;
+        int64_t to = from + j->chunk < j->end ? from + j->chunk : j->end;
         for (int64_t i = from; i < to; i++) sum_record(j, i);
         uint64_t begin = (uint64_t)from * j->row_bytes;
-        ferry_status status =
-            fe_far_push(j->crew->engine->far, j->host, FE_RETURNED, j->pass->half, sums_out(j) + begin,
-                        sums_there(j) + begin, (uint64_t)(to - from) * j->row_bytes);
+        ferry_status status = fe_far_push(j->crew->engine->far, j->host, j->kind, j->pass->half, sums_out(j) + begin,
+                                          sums_there(j) + begin, (uint64_t)(to - from) * j->row_bytes);
         if (status == FERRY_OK) continue;
         atomic_store(&j->failed, (int)status);
         return;
     }
 }
 
+static ferry_status serve_part(job *j, fe_part part) {
+    fe_far *net = j->crew->engine->far;
+    int64_t records = j->far->kept_count[j->host], from = fe_part_from(part, records);
+    uint64_t word[FE_CELL_WORDS] = {0}, weights = (uint64_t)j->pass->route->shape.topk * sizeof(float);
+    j->end = fe_part_to(part, records);
+    j->kind = (fe_kind)(FE_RETURNED + part.index);
+    atomic_store(&j->next, from);
+    fe_pool_run(j->crew->pool, work, j, (j->end - from + j->chunk - 1) / j->chunk);
+    ferry_status failed = (ferry_status)atomic_load(&j->failed);
+    if (failed != FERRY_OK)
+        return fe_fail(failed, "rank %d: %s could not hand its sums to the network", j->crew->engine->heap.rank,
+                       j->pass->step);
+    uint64_t at = j->far->boxes->sum_weights_at + (uint64_t)from * weights;
+    if (j->end > from && (j->wants & FE_WANTS_WEIGHTS))
+        FE_TRY(fe_far_push(net, j->host, j->kind, j->pass->half, sums_out(j) + at, sums_there(j) + at,
+                           (uint64_t)(j->end - from) * weights));
+    word[FE_LANDED_RECORDS] = (uint64_t)(j->end - from);
+    return fe_far_tell(net, j->host, j->kind, j->pass->half, j->pass->await.epoch, word, 0, 0);
+}
+
 /* One host's tokens. */
 static ferry_status serve(job *j, int host) {
     const fe_heap *heap = &j->crew->engine->heap;
-    fe_far *net = j->crew->engine->far;
-    const fe_shape *shape = &j->pass->route->shape;
-    uint64_t word[FE_CELL_WORDS] = {0};
     int owner = fe_hosts_rank(&heap->hosts, host, heap->hosts.index);
     j->host = host;
     j->wants = fe_link_words(heap, FE_OFFER, j->pass->half, owner)[FE_OFFER_WANTS];
     if ((j->wants & FE_WANTS_WEIGHTED) && !(j->wants & FE_WANTS_SENT) && !j->pass->route->table.weights)
         return fe_fail(FERRY_MISMATCH, "rank %d: %s: rank %d sums with its route's weights, which are none here",
                        heap->rank, j->pass->step, owner);
-    j->records = j->far->kept_count[host];
     int64_t most = PUSH_BYTES / (int64_t)j->row_bytes;
-    j->chunk = fe_chunk_of(j->crew->pool, j->records, most > 1 ? most : 1);
-    atomic_store(&j->next, 0);
-    fe_pool_run(j->crew->pool, work, j, (j->records + j->chunk - 1) / j->chunk);
-    ferry_status failed = (ferry_status)atomic_load(&j->failed);
-    if (failed != FERRY_OK)
-        return fe_fail(failed, "rank %d: %s could not hand its sums to the network", heap->rank, j->pass->step);
-    if (j->records && (j->wants & FE_WANTS_WEIGHTS))
-        FE_TRY(fe_far_push(net, host, FE_RETURNED, j->pass->half, sums_out(j) + j->far->boxes->sum_weights_at,
-                           sums_there(j) + j->far->boxes->sum_weights_at,
-                           (uint64_t)j->records * (uint64_t)shape->topk * sizeof(float)));
-    word[FE_LANDED_RECORDS] = (uint64_t)j->records;
-    return fe_far_tell(net, host, FE_RETURNED, j->pass->half, j->pass->await.epoch, word, 0, 0);
+    j->chunk = fe_chunk_of(j->crew->pool, j->far->kept_count[host], most > 1 ? most : 1);
+    for (fe_part part = j->pass->part; part.index < fe_part_count(part); part.index++) FE_TRY(serve_part(j, part));
+    return FERRY_OK;
 }
 
 ferry_status fe_cpu_sums(const fe_crew *crew, const fe_pass *pass) {

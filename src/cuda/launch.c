@@ -69,11 +69,14 @@ static fe_cuda_args args_of(const fe_engine *engine, const fe_pass *pass, bool w
     return args;
 }
 
-/* Waits for the stream: what became of the pass. The first failure is the call's own; later ones hear that the group has failed. */
+/* Waits for the stream: what became of the pass. The first failure is the call's own; later ones hear that the group has failed. What is done is
+ * done: an abort, or a call to an agreement, that came after it is for the next call. */
 static ferry_status finish(fe_engine *engine, cudaStream_t native, const fe_pass *pass, uint64_t number) {
     FE_CUDA_TRY(cudaStreamSynchronize(native), engine->heap.rank, pass->step);
     FE_TRY(fe_cuda_news(engine));
-    FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
+    if (atomic_load(&engine->fault.broken))
+        FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
+    FE_TRY(fe_cuda_core->still_counts(&engine->heap));
     return fe_cuda_take_soft(engine, pass, number);
 }
 

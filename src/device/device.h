@@ -18,6 +18,7 @@ typedef struct fe_engine {
     int homes_most;     /* that a map may have */
     int threads;        /* workers of a crew */
     int sms;            /* that a GPU's steps may use; 0: the device decides */
+    int parts;          /* FERRY_FABRIC_PARTS; 0: by size */
     size_t bench_bytes; /* a worker's workbench: a row as it travels, and its scales */
     void *state;        /* the device's own */
 } fe_engine;
@@ -25,8 +26,8 @@ typedef struct fe_engine {
 typedef struct fe_device {
     const char *name;
     const fe_memory *memory; /* NULL: ranks' spaces are in host memory */
-    bool far;                /* it runs on several hosts */
-    bool records;            /* it records and counts its passes itself; else fe_submit does (record.h) */
+    int parts; /* the most in which its steps tell other hosts of what crosses (pass.h); 0: it runs on one host only */
+    bool records; /* it records and counts its passes itself; else fe_submit does (record.h) */
     ferry_status (*open)(fe_engine *engine);
     void (*stop)(fe_engine *engine); /* ends all streams; then routes and events may go, and then the device */
     void (*close)(fe_engine *engine);

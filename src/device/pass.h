@@ -56,9 +56,27 @@ static inline uint64_t fe_strides(uint64_t row, uint64_t scale) {
     return row << 32 | scale;
 }
 
-/* Words of a LANDED note; RETURNED has the first. Bytes from one token to the next, and those before its row, are as the receiver counts
- * them. STRAIGHT: rows and scales are in the receiver's buffer already, and headers follow one another. */
-enum { FE_LANDED_RECORDS, FE_LANDED_STRIDE, FE_LANDED_HEADER, FE_LANDED_STRAIGHT };
+/* Words of a LANDED note; RETURNED has the first. RECORDS: of this part. Bytes from one token to the next, and those before its row, are as
+ * the receiver counts them, and so are parts. STRAIGHT: rows and scales are in the receiver's buffer already, and headers follow one another. */
+enum { FE_LANDED_RECORDS, FE_LANDED_STRIDE, FE_LANDED_HEADER, FE_LANDED_STRAIGHT, FE_LANDED_PARTS };
+
+/* Several hosts: a step tells of what crosses part by part, so that what has come is worked on while the rest is on its way. */
+typedef struct fe_part {
+    int index, count; /* this one, of how many; {0, 0}: all at once */
+} fe_part;
+/* Of n things: how many the parts before it have. */
+FE_PURE int64_t fe_part_from(fe_part part, int64_t n) {
+    return part.count ? n * part.index / part.count : 0;
+}
+FE_PURE int64_t fe_part_to(fe_part part, int64_t n) {
+    return part.count ? n * (part.index + 1) / part.count : n;
+}
+FE_PURE int fe_part_count(fe_part part) {
+    return part.count ? part.count : 1;
+}
+FE_PURE bool fe_part_last(fe_part part) {
+    return part.index + 1 >= part.count;
+}
 
 /* Words of an OFFER note. */
 enum { FE_OFFER_ROWS, FE_OFFER_STRIDE, FE_OFFER_WEIGHTS, FE_OFFER_WANTS, FE_OFFER_FORMAT = FE_AT_FORMAT };
@@ -230,6 +248,7 @@ typedef struct fe_pass {
     fe_deliver deliver; /* DELIVER; and of a SCATTER that is a whole dispatch, see counts_last */
     bool
         counts_last; /* SCATTER: once settled, the delivery's counts are read and written; there is nothing else to deliver */
+    fe_part part; /* FANOUT, REDUCE: the one that it works on; SCATTER, SUMS: only the count, all are told of */
     fe_explain_fn explain;
 } fe_pass;
 

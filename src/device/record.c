@@ -33,7 +33,7 @@ static uint64_t rows_of(const fe_pass *pass) {
 uint64_t fe_record_bytes(const fe_pass *pass) {
     switch (pass->move) {
     case FE_MOVE_SCATTER: return rows_of(pass) * sent_row(pass);
-    case FE_MOVE_REDUCE: return rows_of(pass) * returned_row(pass);
+    case FE_MOVE_REDUCE: return fe_part_last(pass->part) ? rows_of(pass) * returned_row(pass) : 0;
     case FE_MOVE_PUBLISH: return pass->publish.bytes;
     case FE_MOVE_COLLECT: return pass->collect.bytes;
     case FE_MOVE_TRANSFER: return pass->transfer.bytes;
@@ -51,7 +51,7 @@ static void add(_Atomic uint64_t *rows, _Atomic uint64_t *bytes, int64_t count, 
 
 void fe_record_moved(fe_recorder *recorder, const fe_pass *pass) {
     bool sends = pass->move == FE_MOVE_SCATTER;
-    if (!recorder || (!sends && pass->move != FE_MOVE_REDUCE)) return;
+    if (!recorder || (!sends && (pass->move != FE_MOVE_REDUCE || !fe_part_last(pass->part)))) return;
     const fe_tally *tally = pass->route->tally;
     for (int r = 0; r < pass->route->shape.ranks; r++) {
         fe_traffic *t = &recorder->peer[r].traffic[pass->half];

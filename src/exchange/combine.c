@@ -170,12 +170,17 @@ static fe_await await_offers(const plan *p) {
     return await;
 }
 
+static fe_part parts_of(const plan *p) {
+    return fe_route_parts(p->r, p->reduce.columns * ferry_dtype_bytes(p->reduce.in_type));
+}
+
 /* Several hosts: sums what the ranks here hold of other hosts' tokens, and sends it to their owners. */
 static fe_pass sums_pass(const plan *p) {
     fe_pass pass = {
         .half = p->half, .move = FE_MOVE_SUMS, .route = &p->r->data, .reduce = p->reduce, .explain = explain};
     fe_pass_name(&pass, "combine", p->epoch, " (sums)");
     pass.await = await_offers(p);
+    pass.part = parts_of(p);
     return pass;
 }
 
@@ -189,6 +194,7 @@ static fe_pass recv_pass(const plan *p) {
     if (p->r->data.far.hosts) { /* the offers were heard by the pass before it */
         pass.await.kind = FE_RETURNED;
         pass.await.same = 0;
+        pass.part = parts_of(p);
     }
     pass.signal = (fe_note){.used = true, .kind = FE_PULLED, .half = p->half, .epoch = p->epoch};
     pass.settle = (fe_await){.used = true, .kind = FE_PULLED, .half = p->half, .epoch = p->epoch};
@@ -262,7 +268,11 @@ static ferry_status send(const plan *p, ferry_stream *stream) {
 static ferry_status receive(fe_flight *flight, ferry_stream *stream) {
     ferry_group *g = flight->route->group;
     if (flight->route->data.far.hosts) FE_TRY(fe_route_submit(g, stream, &flight->before, false));
-    FE_TRY(fe_route_submit(g, stream, &flight->pass, false));
+    for (int i = 0; i < fe_part_count(flight->pass.part); i++) {
+        fe_pass reduce = fe_pass_of_part(&flight->pass, i);
+        if (!fe_part_last(reduce.part)) reduce.signal.used = reduce.settle.used = false; /* not all is pulled yet */
+        FE_TRY(fe_route_submit(g, stream, &reduce, false));
+    }
     flight->route = NULL;
     return fe_flight_mark(g, flight, stream);
 }

@@ -236,6 +236,13 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
 
 /* ---- the two passes ---- */
 
+/* Rows that go straight to their receivers (cpu/pack.c) are not handed on: nothing is gained by hearing of some earlier. */
+static fe_part parts_of(const plan *p) {
+    const fe_route_data *data = &p->r->data;
+    bool straight = data->far.hosts && data->far.hosts->each == 1 && data->shape.layout == FERRY_LAYOUT_RANK;
+    return straight ? (fe_part){0, 0} : fe_route_parts(p->r, p->scatter.row_bytes);
+}
+
 /* Announces where this rank wants its rows, hears it from all others, writes theirs, and says so. */
 static fe_pass send_pass(const plan *p) {
     fe_pass pass = {
@@ -250,6 +257,7 @@ static fe_pass send_pass(const plan *p) {
                             .same = 1u << FE_AT_FORMAT | 1u << FE_AT_ROUTE};
     memcpy(pass.await.word, p->word, sizeof p->word);
     pass.signal = (fe_note){.used = true, .kind = FE_ROWS, .half = p->half, .epoch = p->epoch};
+    pass.part = parts_of(p);
     return pass;
 }
 
@@ -257,9 +265,11 @@ static ferry_status explain_landed(const char *step, int rank, const uint64_t *o
                                    const uint64_t *theirs) {
     return fe_fail(
         FERRY_MISMATCH,
-        "%s: tokens from other hosts have %llu bytes, %llu before the row, on rank %d; %llu and %llu on rank %d", step,
-        (unsigned long long)ours[FE_LANDED_STRIDE], (unsigned long long)ours[FE_LANDED_HEADER], rank,
-        (unsigned long long)theirs[FE_LANDED_STRIDE], (unsigned long long)theirs[FE_LANDED_HEADER], other);
+        "%s: tokens from other hosts have %llu bytes, %llu before the row, and come in %llu parts, on rank %d; %llu, "
+        "%llu and %llu on rank %d",
+        step, (unsigned long long)ours[FE_LANDED_STRIDE], (unsigned long long)ours[FE_LANDED_HEADER],
+        (unsigned long long)ours[FE_LANDED_PARTS], rank, (unsigned long long)theirs[FE_LANDED_STRIDE],
+        (unsigned long long)theirs[FE_LANDED_HEADER], (unsigned long long)theirs[FE_LANDED_PARTS], other);
 }
 
 /* Several hosts: hands on what came from the others, before this rank's own receive, which waits for what its gateways hand on. */
@@ -274,7 +284,9 @@ static fe_pass fanout_pass(const plan *p) {
                             .kind = FE_LANDED,
                             .half = p->half,
                             .epoch = p->epoch,
-                            .same = 1u << FE_LANDED_STRIDE | 1u << FE_LANDED_HEADER};
+                            .same = 1u << FE_LANDED_STRIDE | 1u << FE_LANDED_HEADER | 1u << FE_LANDED_PARTS};
+    pass.part = parts_of(p);
+    pass.await.word[FE_LANDED_PARTS] = (uint64_t)pass.part.count;
     pass.await.word[FE_LANDED_HEADER] = p->r->data.far.header;
     pass.await.word[FE_LANDED_STRIDE] =
         fe_record_stride(p->r->data.far.header, p->scatter.row_bytes, p->scatter.scale_bytes);
@@ -371,7 +383,10 @@ static ferry_status await_counts(fe_flight *flight, ferry_route *r, ferry_stream
 static ferry_status receive(fe_flight *flight, ferry_stream *stream) {
     ferry_route *r = flight->route;
     FE_TRY(await_counts(flight, r, stream));
-    if (r->data.far.hosts) FE_TRY(fe_route_submit(r->group, stream, &flight->before, false));
+    for (int i = 0; r->data.far.hosts && i < fe_part_count(flight->before.part); i++) {
+        fe_pass fanout = fe_pass_of_part(&flight->before, i);
+        FE_TRY(fe_route_submit(r->group, stream, &fanout, false));
+    }
     FE_TRY(fe_route_submit(r->group, stream, &flight->pass, false));
     flight->route = NULL;
     r->dispatched = true;

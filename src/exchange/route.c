@@ -417,6 +417,26 @@ ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, const fe_pass
     return outcome.status == FERRY_OK ? FERRY_OK : fe_fail_again(outcome.status, outcome.sentence);
 }
 
+/* ---- parts ---- */
+
+#define PART_BYTES 1048576 /* of rows: a smaller part takes longer to tell of than it saves */
+
+fe_part fe_route_parts(const ferry_route *r, size_t row_bytes) {
+    const fe_engine *e = &r->group->engine;
+    int64_t parts = e->parts ? e->parts : (int64_t)((size_t)r->data.shape.max_tokens * row_bytes / PART_BYTES);
+    if (!r->data.far.hosts || parts <= 1 || e->device->parts <= 1) return (fe_part){0, 0};
+    return (fe_part){.count = parts < e->device->parts ? (int)parts : e->device->parts};
+}
+
+fe_pass fe_pass_of_part(const fe_pass *pass, int index) {
+    fe_pass one = *pass;
+    one.part.index = index;
+    one.await.kind = (fe_kind)((int)pass->await.kind + index);
+    return one;
+}
+
+/* ---- flights ---- */
+
 ferry_status fe_flight_free(const fe_flight *flight, const char *what) {
     if (flight->orphan)
         return fe_fail(FERRY_INVALID,

@@ -42,6 +42,11 @@ ferry_status fe_agreed_compare(const fe_agreed *agreed, size_t count, const char
 /* Puts the pass on the stream (NULL: runs it). wait: does not return before it has run, with its status. */
 ferry_status fe_route_submit(ferry_group *group, ferry_stream *stream, const fe_pass *pass, bool wait);
 
+/* Several hosts: in how many parts a step whose rows travel as row_bytes each tells of them. The same on every rank. */
+fe_part fe_route_parts(const ferry_route *route, size_t row_bytes);
+/* A part of a step: of `pass`, which awaits a note for each, the one with this index. */
+fe_pass fe_pass_of_part(const fe_pass *pass, int index);
+
 /* May the half be used for the next step? */
 ferry_status fe_flight_free(const fe_flight *flight, const char *what);
 

@@ -6,19 +6,22 @@
 
 #include <stdint.h>
 
+#define FE_PARTS \
+    3 /* the most parts in which a step tells of what crosses to another host: each has a note of its own */
+
 /* What a cell announces. One writer, one reader, and a value that only grows; see docs/protocol.md. */
 typedef enum fe_kind {
-    FE_COUNTS,   /* my row of counts is in your memory */
-    FE_COUNTED,  /* I have read your row of counts */
-    FE_READY,    /* you may write my receive buffer, at these offsets */
-    FE_ROWS,     /* my rows are in your receive buffer */
-    FE_OFFER,    /* my experts' outputs are at this offset of my heap */
-    FE_PULLED,   /* I have read what I need of your outputs */
-    FE_MEET,     /* barrier, all-gather, broadcast, symmetric allocation */
-    FE_KERNEL,   /* the barrier of kernels of the caller's (ferry/device.cuh) */
-    FE_LANDED,   /* my tokens for your host are in your memory: hand them on */
-    FE_RETURNED, /* the sums of your tokens on my host are in your memory */
-    FE_KINDS
+    FE_COUNTS,  /* my row of counts is in your memory */
+    FE_COUNTED, /* I have read your row of counts */
+    FE_READY,   /* you may write my receive buffer, at these offsets */
+    FE_ROWS,    /* my rows are in your receive buffer */
+    FE_OFFER,   /* my experts' outputs are at this offset of my heap */
+    FE_PULLED,  /* I have read what I need of your outputs */
+    FE_MEET,    /* barrier, all-gather, broadcast, symmetric allocation */
+    FE_KERNEL,  /* the barrier of kernels of the caller's (ferry/device.cuh) */
+    FE_LANDED,  /* my tokens for your host are in your memory: hand them on; + 1: those of the second part, and so on */
+    FE_RETURNED = FE_LANDED + FE_PARTS, /* the sums of your tokens on my host are in your memory; likewise */
+    FE_KINDS = FE_RETURNED + FE_PARTS
 } fe_kind;
 
 /* Who hears a note, where ranks are on several hosts. */
@@ -29,12 +32,11 @@ typedef enum fe_reach {
 } fe_reach;
 
 FE_PURE fe_reach fe_reach_of(fe_kind kind) {
+    if (kind >= FE_LANDED) return FE_REACH_COLUMN;
     switch (kind) {
     case FE_ROWS:
     case FE_PULLED:
     case FE_KERNEL: return FE_REACH_NEAR;
-    case FE_LANDED:
-    case FE_RETURNED: return FE_REACH_COLUMN;
     default: return FE_REACH_ALL;
     }
 }

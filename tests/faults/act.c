@@ -1,6 +1,7 @@
 /* The victim: at the call, or the note, that the plan names, it does what the plan says. */
 #include "faults/act.h"
 #include "group/group.h"
+#include "watch/snap.h"
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -80,13 +81,9 @@ static int first_told(const fe_heap *heap) {
 }
 
 static void set_ambush(act *a, const exchange *x) {
-    static const char *const names[FE_KINDS] = {
-        [FE_COUNTS] = "COUNTS", [FE_COUNTED] = "COUNTED",  [FE_READY] = "READY", [FE_ROWS] = "ROWS",
-        [FE_OFFER] = "OFFER",   [FE_PULLED] = "PULLED",    [FE_MEET] = "MEET",   [FE_KERNEL] = "KERNEL",
-        [FE_LANDED] = "LANDED", [FE_RETURNED] = "RETURNED"};
     ambush *b = malloc(sizeof *b);
     int kind = 0;
-    while (kind < FE_KINDS && strcmp(names[kind], a->plan->note) != 0) kind++;
+    while (kind < FE_KINDS && strcmp(fe_kind_name(kind), a->plan->note) != 0) kind++;
     if (!b || kind == FE_KINDS) abort();
     *b = (ambush){.act = a, .heap = &x->group->engine.heap, .kind = (fe_kind)kind};
     b->owner = first_told(b->heap);

@@ -49,10 +49,11 @@ typedef struct fe_bench_shared { /* what ranks tell the parent */
     double flag_rtt_us;
     double
         wire_bytes[FE_RANKS_MAX]; /* several hosts: that a dispatch sends to other hosts, by rank, everything counted */
-    double wire_rate;             /* bytes a second of bare writes between two ranks, all ranks at once; 0: one host */
-    double copy_rate;             /* GPU: bytes read and written a second by a copy inside its memory; 0: not known */
-    double link_rate;             /* bytes a second from every GPU to another; 0: there is one */
-    uint64_t card[FE_RANKS_MAX];  /* which GPU each rank is on: a number of the card's own */
+    double wire_us[FE_RANKS_MAX]; /* ... that its bare writes took */
+    double wire_rate; /* bytes a second of bare writes out of the slowest rank, all ranks at once; 0: one host */
+    double copy_rate; /* GPU: bytes read and written a second by a copy inside its memory; 0: not known */
+    double link_rate; /* bytes a second from every GPU to another; 0: there is one */
+    uint64_t card[FE_RANKS_MAX]; /* which GPU each rank is on: a number of the card's own */
     _Alignas(64) _Atomic uint32_t ping;
     _Alignas(64) _Atomic uint32_t pong;
     fe_bench_counted counted[FE_RANKS_MAX];

@@ -25,7 +25,7 @@ static bool count_bytes(fe_lane *lane) {
 
 /* Out of the outbox into the landing of the partner on the next host: where a dispatch's rows go. All of it has arrived when the
  * partner has answered for it. */
-static bool write_once(fe_lane *lane, double *us) {
+static bool write_once(fe_lane *lane) {
     fe_engine *e = &lane->group->engine;
     const fe_hosts *hosts = &e->heap.hosts;
     const fe_boxes *boxes = &lane->group->body.boxes;
@@ -38,8 +38,16 @@ static bool write_once(fe_lane *lane, double *us) {
     for (size_t i = 0; i < PIECES; i++)
         FE_RANK_OK(lane->self, fe_far_put_own(e->far, rank, to + i % room * PIECE, from + i % room * PIECE, PIECE));
     FE_RANK_OK(lane->self, fe_far_quiet(e->far));
-    *us = (double)(fe_now_ns() - start) / 1e3;
+    lane->bench->shared->wire_us[lane->self->rank] = (double)(fe_now_ns() - start) / 1e3;
     return fe_rank_barrier(lane->self);
+}
+
+/* As of a step: the slowest rank's. */
+static double slowest(const fe_lane *lane) {
+    double most = 0;
+    for (int r = 0; r < lane->group->engine.heap.ranks; r++)
+        if (lane->bench->shared->wire_us[r] > most) most = lane->bench->shared->wire_us[r];
+    return most;
 }
 
 bool fe_far_measure(fe_lane *lane) {
@@ -47,8 +55,10 @@ bool fe_far_measure(fe_lane *lane) {
     double us[ROUNDS];
     if (!count_bytes(lane)) return false;
     if (lane->group->body.boxes.box_bytes < PIECE) return true; /* a landing too small to write so much to: no rate */
-    for (int i = 0; i < ROUNDS; i++)
-        if (!write_once(lane, &us[i])) return false;
+    for (int i = 0; i < ROUNDS; i++) {
+        if (!write_once(lane)) return false;
+        us[i] = slowest(lane);
+    }
     if (lane->self->rank == 0) s->wire_rate = (double)PIECE * PIECES / fe_bench_quantile(us, ROUNDS, 0.5) * 1e6;
     return fe_rank_barrier(lane->self);
 }
