@@ -28,20 +28,18 @@ static came came_from(const job *j, int host) {
     return j->of[fe_hosts_rank(j->far->hosts, host, j->far->hosts->index)].came;
 }
 
-/* A part begins where the ones before end, whose notes still stand. */
+/* A part begins where the ones before end. How many those had is kept where the network does not write. */
 static ferry_status hear_from(job *j, int host) {
     const fe_heap *heap = &j->crew->engine->heap;
     int source = fe_hosts_rank(j->far->hosts, host, j->far->hosts->index), most = j->pass->route->shape.max_tokens;
-    came c = {0};
-    for (int part = 0; part <= j->pass->part.index; part++) {
-        const uint64_t *word = fe_link_words(heap, (fe_kind)(FE_LANDED + part), j->pass->half, source);
-        c.first += c.records;
-        c.records = (int64_t)word[FE_LANDED_RECORDS];
-        c.straight = word[FE_LANDED_STRAIGHT] != 0;
-        if (c.records < 0 || c.records > most - c.first)
-            return fe_fail(FERRY_SYSTEM, "rank %d: %s: rank %d says that it sent %lld tokens, max_tokens is %d",
-                           heap->rank, j->pass->step, source, (long long)c.records, most);
-    }
+    const uint64_t *word = fe_link_words(heap, (fe_kind)(FE_LANDED + j->pass->part.index), j->pass->half, source);
+    came c = {.first = j->pass->part.index ? j->far->came[host] : 0,
+              .records = (int64_t)word[FE_LANDED_RECORDS],
+              .straight = word[FE_LANDED_STRAIGHT] != 0};
+    if (c.records < 0 || c.records > most - c.first)
+        return fe_fail(FERRY_SYSTEM, "rank %d: %s: rank %d says that it sent %lld tokens, max_tokens is %d", heap->rank,
+                       j->pass->step, source, (long long)c.records, most);
+    j->far->came[host] = (int32_t)(c.first + c.records);
     j->of[source].came = c;
     j->records += c.records;
     return FERRY_OK;
@@ -155,8 +153,7 @@ static bool say_rows(job *j) {
             atomic_store(&j->unsound, h + 1);
             return false;
         }
-        came c = came_from(j, h);
-        if (j->far->kept_count[h] < 0) j->far->kept_count[h] = (int32_t)(c.first + c.records);
+        if (j->far->kept_count[h] < 0) j->far->kept_count[h] = j->far->came[h];
         for (int i = 1; i <= j->far->hosts->each; i++) {
             int owner =
                 fe_hosts_rank(j->far->hosts, j->far->hosts->mine, (j->far->hosts->index + i) % j->far->hosts->each);
@@ -178,7 +175,8 @@ ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass) {
     }
     for (int h = 0; h < heap->hosts.count; h++)
         if (h != heap->hosts.mine) FE_TRY(hear_from(j, h));
-    j->past_cache = j->records * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
+    int64_t all = j->records * fe_part_count(pass->part); /* of the step, about */
+    j->past_cache = all * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
     fe_pool_run(crew->pool, work, j, (j->records + CHUNK - 1) / CHUNK);
     bool said = !atomic_load(&j->unsound) && (!fe_part_last(pass->part) || say_rows(j));
     int unsound = atomic_load(&j->unsound);

@@ -128,8 +128,7 @@ ferry_status fe_cpu_pack_close(const fe_pack *p) {
         uint64_t word[FE_CELL_WORDS] = {[FE_LANDED_RECORDS] = (uint64_t)records,
                                         [FE_LANDED_STRIDE] = p->stride,
                                         [FE_LANDED_HEADER] = p->far->header,
-                                        [FE_LANDED_STRAIGHT] = goes_straight(p, h),
-                                        [FE_LANDED_PARTS] = (uint64_t)p->part.count};
+                                        [FE_LANDED_STRAIGHT] = goes_straight(p, h)};
         if (goes_straight(p, h))
             FE_TRY(fe_far_push(p->crew->engine->far, h, FE_LANDED, p->pass->half, outbox_of(p, h), landing_of(p),
                                straight_rows(p, h)));

@@ -325,6 +325,18 @@ FE_COLD void fe_outlived(const fe_cuda_args &a) {
     __syncwarp();
 }
 
+/* One thread: whoever broke the rank may still be writing why, and the host, which may be waiting for this launch, is to find it. */
+FE_COLD void fe_await_told(const fe_cuda_args &a) {
+    const volatile uint32_t *fatal = &a.world.report->fatal;
+    for (uint64_t start = fe_device_ns(); !*fatal && fe_device_ns() - start < 1000000000;) {
+    }
+}
+
+/* One thread: the others go on without this rank, which was held up, and the places that it would write rows to may be in use. */
+FE_COLD void fe_stand_back(const fe_cuda_args &a) {
+    if (fe_break(a)) fe_tell_fatal(a, FERRY_ABORTED, 0);
+}
+
 /* Whole block, first of all. False: the block has nothing to do and returns at once. *epoch is the step's. */
 FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     __shared__ int go;
@@ -336,13 +348,21 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     uint32_t broken = *(const volatile uint32_t *)&own->broken;
     *epoch = before + (uint64_t)a.begins;
     if (threadIdx.x < FE_WARP) {
+        /* Over the bus, while the notes are waited for. */
+        bool writes = p.move == FE_MOVE_SCATTER || p.move == FE_MOVE_FANOUT;
+        uint32_t why = writes && a.world.aborted && threadIdx.x == 0 ? *(const volatile uint32_t *)a.world.aborted : 0;
         bool good = !broken && era == a.world.era;
         if (!broken && !good) fe_outlived(a);
+        if (broken && threadIdx.x == 0) fe_await_told(a);
         if (good && p.announce.used && blockIdx.x == 0) fe_say(a, p.announce, *epoch);
         if (good && p.await.used) {
             uint64_t until = p.await.kind == FE_COUNTED ? *epoch - 1 : *epoch;
             good = fe_hear(a, p.await, until);
             good = good && fe_agree(a, p.await, until); /* every block: none moves a row that is not understood alike */
+        }
+        if (good && (why & 0xff) == FE_MASKED) {
+            fe_stand_back(a);
+            good = false;
         }
         if (threadIdx.x == 0) go = good;
     }

@@ -18,7 +18,6 @@ typedef struct fe_engine {
     int homes_most;     /* that a map may have */
     int threads;        /* workers of a crew */
     int sms;            /* that a GPU's steps may use; 0: the device decides */
-    int parts;          /* FERRY_FABRIC_PARTS; 0: by size */
     size_t bench_bytes; /* a worker's workbench: a row as it travels, and its scales */
     void *state;        /* the device's own */
 } fe_engine;

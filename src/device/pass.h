@@ -57,8 +57,8 @@ static inline uint64_t fe_strides(uint64_t row, uint64_t scale) {
 }
 
 /* Words of a LANDED note; RETURNED has the first. RECORDS: of this part. Bytes from one token to the next, and those before its row, are as
- * the receiver counts them, and so are parts. STRAIGHT: rows and scales are in the receiver's buffer already, and headers follow one another. */
-enum { FE_LANDED_RECORDS, FE_LANDED_STRIDE, FE_LANDED_HEADER, FE_LANDED_STRAIGHT, FE_LANDED_PARTS };
+ * the receiver counts them. STRAIGHT: rows and scales are in the receiver's buffer already, and headers follow one another. */
+enum { FE_LANDED_RECORDS, FE_LANDED_STRIDE, FE_LANDED_HEADER, FE_LANDED_STRAIGHT };
 
 /* Several hosts: a step tells of what crosses part by part, so that what has come is worked on while the rest is on its way. */
 typedef struct fe_part {

@@ -26,14 +26,15 @@ static uint64_t rows_of(const fe_pass *pass) {
     const fe_tally *tally = pass->route->tally;
     uint64_t rows = 0;
     for (int r = 0; tally->placed && r < pass->route->shape.ranks; r++) rows += (uint64_t)tally->sent[r];
-    return rows;
+    /* A reduce is of one part, a scatter of all. */
+    return pass->move == FE_MOVE_REDUCE ? rows / (uint64_t)fe_part_count(pass->part) : rows;
 }
 
 /* Rows by their number: what this rank sends, and what comes back to it. */
 uint64_t fe_record_bytes(const fe_pass *pass) {
     switch (pass->move) {
     case FE_MOVE_SCATTER: return rows_of(pass) * sent_row(pass);
-    case FE_MOVE_REDUCE: return fe_part_last(pass->part) ? rows_of(pass) * returned_row(pass) : 0;
+    case FE_MOVE_REDUCE: return rows_of(pass) * returned_row(pass);
     case FE_MOVE_PUBLISH: return pass->publish.bytes;
     case FE_MOVE_COLLECT: return pass->collect.bytes;
     case FE_MOVE_TRANSFER: return pass->transfer.bytes;

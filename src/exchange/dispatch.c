@@ -265,11 +265,9 @@ static ferry_status explain_landed(const char *step, int rank, const uint64_t *o
                                    const uint64_t *theirs) {
     return fe_fail(
         FERRY_MISMATCH,
-        "%s: tokens from other hosts have %llu bytes, %llu before the row, and come in %llu parts, on rank %d; %llu, "
-        "%llu and %llu on rank %d",
-        step, (unsigned long long)ours[FE_LANDED_STRIDE], (unsigned long long)ours[FE_LANDED_HEADER],
-        (unsigned long long)ours[FE_LANDED_PARTS], rank, (unsigned long long)theirs[FE_LANDED_STRIDE],
-        (unsigned long long)theirs[FE_LANDED_HEADER], (unsigned long long)theirs[FE_LANDED_PARTS], other);
+        "%s: tokens from other hosts have %llu bytes, %llu before the row, on rank %d; %llu and %llu on rank %d", step,
+        (unsigned long long)ours[FE_LANDED_STRIDE], (unsigned long long)ours[FE_LANDED_HEADER], rank,
+        (unsigned long long)theirs[FE_LANDED_STRIDE], (unsigned long long)theirs[FE_LANDED_HEADER], other);
 }
 
 /* Several hosts: hands on what came from the others, before this rank's own receive, which waits for what its gateways hand on. */
@@ -284,9 +282,8 @@ static fe_pass fanout_pass(const plan *p) {
                             .kind = FE_LANDED,
                             .half = p->half,
                             .epoch = p->epoch,
-                            .same = 1u << FE_LANDED_STRIDE | 1u << FE_LANDED_HEADER | 1u << FE_LANDED_PARTS};
+                            .same = 1u << FE_LANDED_STRIDE | 1u << FE_LANDED_HEADER};
     pass.part = parts_of(p);
-    pass.await.word[FE_LANDED_PARTS] = (uint64_t)pass.part.count;
     pass.await.word[FE_LANDED_HEADER] = p->r->data.far.header;
     pass.await.word[FE_LANDED_STRIDE] =
         fe_record_stride(p->r->data.far.header, p->scatter.row_bytes, p->scatter.scale_bytes);

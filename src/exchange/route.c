@@ -32,6 +32,7 @@ static char *lay_far(const fe_engine *engine, const fe_shape *s, char *at, bool 
     f->record = take(&at, hosts * (size_t)s->tokens, sizeof *f->record);
     f->records = take(&at, hosts, sizeof *f->records);
     f->kept_count = take(&at, hosts, sizeof *f->kept_count);
+    f->came = take(&at, hosts, sizeof *f->came);
     f->kept = take(&at, hosts * (size_t)s->max_tokens, f->header);
     return at;
 }
@@ -423,8 +424,10 @@ ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, const fe_pass
 
 fe_part fe_route_parts(const ferry_route *r, size_t row_bytes) {
     const fe_engine *e = &r->group->engine;
-    int64_t parts = e->parts ? e->parts : (int64_t)((size_t)r->data.shape.max_tokens * row_bytes / PART_BYTES);
-    if (!r->data.far.hosts || parts <= 1 || e->device->parts <= 1) return (fe_part){0, 0};
+    if (!e->far || r->data.shape.mode == FERRY_LATENCY) return (fe_part){0, 0}; /* its steps are short */
+    int64_t parts = fe_far_parts(e->far);
+    if (!parts) parts = (int64_t)((size_t)r->data.shape.max_tokens * row_bytes / PART_BYTES);
+    if (parts <= 1 || e->device->parts <= 1) return (fe_part){0, 0};
     return (fe_part){.count = parts < e->device->parts ? (int)parts : e->device->parts};
 }
 

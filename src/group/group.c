@@ -63,15 +63,13 @@ static ferry_status find_threads(ferry_group *g, int64_t *threads) {
 /* What needs nobody else, once the heap is there. */
 ferry_status fe_group_settle_in(ferry_group *g) {
     fe_engine *e = &g->engine;
-    int64_t threads, parts;
-    FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_PARTS, 0, 1, FE_PARTS, &parts));
+    int64_t threads;
     FE_TRY(fe_watch_init(&e->watch, &e->heap, g->config.timeout_ms));
     if (!e->device->stream_captured) e->watch.describe = fe_call_describe;
     FE_TRY(find_threads(g, &threads));
     FE_TRY(cache_limit(e->heap.near_ranks, &g->stream_bytes));
     e->threads = (int)threads;
     e->sms = g->config.sms;
-    e->parts = (int)parts;
     e->bench_bytes = g->body.row_bytes + g->body.scale_bytes + 64;
     fe_heap_touch(&e->heap, 0, e->heap.body_at + g->body.small_bytes);
     FE_TRY(each_buffer(g, fe_heap_touch));

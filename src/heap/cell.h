@@ -71,6 +71,9 @@ typedef enum fe_errand {
     FE_FETCH  /* of a range: its bytes, to where they can be read */
 } fe_errand;
 
+/* Why a rank waits no more: the group ended; it alone leaves; a rank asks for an agreement; the others go on without it. */
+typedef enum fe_why { FE_GOES_ON, FE_GROUP_ABORTED, FE_GAVE_UP, FE_RECALLED, FE_MASKED } fe_why;
+
 #define FE_CELL_WORDS 7
 
 /* Payload first, then a release store of epoch; whoever acquires the epoch sees the payload. Kernels, which are C++, have their own

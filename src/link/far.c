@@ -66,7 +66,7 @@ static ferry_status make_tables(fe_far *f) {
 }
 
 typedef struct introduction {
-    int32_t status;
+    int32_t status, parts;
     fe_ofi_card card;
 } introduction;
 
@@ -75,9 +75,11 @@ static ferry_status open_network(fe_far *f, fe_boot *boot, fe_ofi_card *card) {
     const char *wanted = fe_env_text(FE_ENV_FERRY_FABRIC_ADDRESS);
     const fe_heap *heap = f->heap;
     FE_TRY(make_tables(f));
-    int64_t rails, flags;
+    int64_t rails, flags, parts;
     FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_RAILS, 0, 1, FE_RAILS, &rails));
     FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_FLAGS, 0, 0, 1, &flags));
+    FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_PARTS, 0, 1, FE_PARTS, &parts));
+    f->parts = (int)parts;
     if (!heap->hosts.one_machine) fe_boot_address(boot, address);
     const char *own = *address ? address : NULL;
     fe_ofi_wish wish = {.rank = heap->rank,
@@ -96,7 +98,7 @@ static ferry_status open_network(fe_far *f, fe_boot *boot, fe_ofi_card *card) {
     return FERRY_OK;
 }
 
-/* Everybody learns everybody's address, or that somebody has none. */
+/* Everybody learns everybody's address, or that somebody has none, or expects something else of the others. */
 static ferry_status introduce(fe_far *f, fe_boot *boot, introduction *mine) {
     int ranks = f->heap->ranks;
     introduction *all = calloc((size_t)ranks, sizeof *all);
@@ -111,6 +113,9 @@ static ferry_status introduce(fe_far *f, fe_boot *boot, introduction *mine) {
         cards[r] = all[r].card;
         if (all[r].status != FERRY_OK && r != f->heap->rank)
             status = fe_fail(fe_status_heard(all[r].status), "rank %d could not open the network between hosts", r);
+        else if (mine->status == FERRY_OK && !fe_heap_masked(f->heap, r) && all[r].parts != mine->parts)
+            status = fe_fail(FERRY_MISMATCH, "FERRY_FABRIC_PARTS is %d on rank %d, %d on rank %d (0: auto)",
+                             all[r].parts, r, mine->parts, f->heap->rank);
     }
     if (status == FERRY_OK && mine->status == FERRY_OK) status = fe_ofi_meet(f->ofi, cards, ranks);
     free(all);
@@ -137,6 +142,7 @@ ferry_status fe_far_open(fe_boot *boot, const fe_heap *heap, const fe_watch *wat
     memset(&mine, 0, sizeof mine);
     mine.status = before;
     if (before == FERRY_OK) mine.status = open_network(f, boot, &mine.card);
+    mine.parts = f->parts;
     snprintf(sentence, sizeof sentence, "%s", ferry_last_error());
     FE_TRY(introduce(f, boot, &mine));
     if (mine.status != FERRY_OK) return fe_fail_again((ferry_status)mine.status, sentence);
@@ -192,6 +198,10 @@ ferry_status fe_far_check(fe_far *f) {
                          f->why[f->first_lost]);
     pthread_mutex_unlock(&f->lock);
     return status;
+}
+
+int fe_far_parts(const fe_far *f) {
+    return f->parts;
 }
 
 uint64_t fe_far_bytes(const fe_far *f, int rank) {

@@ -46,6 +46,8 @@ void fe_far_stir(fe_far *far);
 const char *fe_far_trouble(const void *far, int rank);
 /* FERRY_OK, or the first thing that went wrong on the network. */
 ferry_status fe_far_check(fe_far *far);
+/* FERRY_FABRIC_PARTS, the same on every rank; 0: by size. */
+int fe_far_parts(const fe_far *far);
 /* Bytes written to the rank so far, those of the protocol included. */
 uint64_t fe_far_bytes(const fe_far *far, int rank);
 

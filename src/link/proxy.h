@@ -39,6 +39,7 @@ struct fe_far {
     fe_inbox inbox;
     pthread_t thread;
     bool running;
+    int parts; /* FERRY_FABRIC_PARTS */
     /* the proxy's own */
     fe_under_way *slots, *free_slot;
     int under_way;

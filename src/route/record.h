@@ -22,6 +22,7 @@ typedef struct fe_far_route {
     int32_t *records;             /* [hosts] */
     char *kept;          /* [hosts][max_tokens] headers that came from this rank's column: combine sums by them */
     int32_t *kept_count; /* [hosts]; -1: nothing was dispatched yet */
+    int32_t *came;       /* [hosts] records of the dispatch that is being handed on: those of the parts so far */
 } fe_far_route;
 
 FE_PURE size_t fe_record_order_bytes(int topk) {

@@ -61,7 +61,7 @@ typedef struct fe_recorder {
     fe_peer peer[]; /* [ranks] */
 } fe_recorder;
 
-#define FE_RECORDER_MAGIC 0x4645525245433031ull /* "FERREC01": another layout has another number */
+#define FE_RECORDER_MAGIC 0x4645525245433032ull /* "FERREC02": another layout has another number */
 
 static inline size_t fe_recorder_bytes(int ranks) {
     return sizeof(fe_recorder) + (size_t)ranks * sizeof(fe_peer);

@@ -212,9 +212,20 @@ bool fe_snap_hears(const fe_snap *snap, int kind, int peer) {
 }
 
 const char *fe_kind_name(int kind) {
-    static const char *const names[] = {"COUNTS",   "COUNTED",  "READY",      "ROWS",      "OFFER",
-                                        "PULLED",   "MEET",     "KERNEL",     "LANDED",    "LANDED 2",
-                                        "LANDED 3", "RETURNED", "RETURNED 2", "RETURNED 3"};
+    static const char *const names[] = {[FE_COUNTS] = "COUNTS",
+                                        [FE_COUNTED] = "COUNTED",
+                                        [FE_READY] = "READY",
+                                        [FE_ROWS] = "ROWS",
+                                        [FE_OFFER] = "OFFER",
+                                        [FE_PULLED] = "PULLED",
+                                        [FE_MEET] = "MEET",
+                                        [FE_KERNEL] = "KERNEL",
+                                        [FE_LANDED] = "LANDED",
+                                        "LANDED 2",
+                                        "LANDED 3",
+                                        [FE_RETURNED] = "RETURNED",
+                                        "RETURNED 2",
+                                        "RETURNED 3"};
     _Static_assert(sizeof names / sizeof *names == FE_KINDS, "every kind of note has its name here");
     return kind >= 0 && kind < FE_KINDS ? names[kind] : "?";
 }

@@ -100,6 +100,23 @@ static void test_numbers_of_ranks_that_differ(void **state) {
     RANKS_ASSERT(RANKS_THREADS, 2, size_rank, NULL);
 }
 
+static bool parting_rank(rank_env *env) {
+    ferry_group_config cfg = ranks_config(8, 16, 8, 2);
+    ferry_group *g = NULL;
+    setenv("FERRY_FABRIC_PARTS", env->rank == 3 ? "2" : "3", 1);
+    RANK_STATUS(env, FERRY_MISMATCH, ferry_group_create(&env->id, env->rank, env->ranks, &cfg, &g));
+    RANK_CHECK(env, strstr(ferry_last_error(), "FERRY_FABRIC_PARTS is") && strstr(ferry_last_error(), "on rank 3"));
+    RANK_CHECK(env, g == NULL);
+    return true;
+}
+
+/* Who tells of rows in more parts than are listened for would be waited for in vain. */
+static void test_parts_that_differ(void **state) {
+    (void)state;
+    if (!getenv("FERRY_HOSTS")) skip();
+    RANKS_ASSERT(RANKS_PROCESSES, 4, parting_rank, NULL);
+}
+
 static bool taken_rank(rank_env *env) {
     ferry_group_config cfg = ranks_config(4, 16, 8, 2);
     ferry_group *g = NULL;
@@ -556,6 +573,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_configs_that_differ),
         cmocka_unit_test(test_numbers_of_ranks_that_differ),
+        cmocka_unit_test(test_parts_that_differ),
         cmocka_unit_test(test_a_rank_twice),
         cmocka_unit_test(test_a_stranger_is_refused),
         cmocka_unit_test(test_a_rank_that_never_comes),

@@ -70,17 +70,21 @@ static void add_parts(cJSON *list, const fe_snap *snap, const fe_snap_step *s, i
     slice(list, name, "wait", snap->rank, s->lane, moved, end);
 }
 
-static const fe_snap_step *same_step(const fe_trace_group *g, int rank, const char *text) {
+static bool same(const fe_snap_step *a, const fe_snap_step *b) {
+    return strcmp(a->text, b->text) == 0 && a->kind[0] == b->kind[0] && a->kind[1] == b->kind[1];
+}
+
+static const fe_snap_step *same_step(const fe_trace_group *g, int rank, const fe_snap_step *step) {
     for (int i = 0; i < g->count; i++)
         for (int s = 0; g->snap[i].rank == rank && s < g->snap[i].steps; s++)
-            if (strcmp(g->snap[i].step[s].text, text) == 0) return &g->snap[i].step[s];
+            if (same(&g->snap[i].step[s], step)) return &g->snap[i].step[s];
     return NULL;
 }
 
 /* An arrow from the rank that was waited for longest, where its own part of the step had moved, to the end of the wait. */
 static void add_arrow(cJSON *list, const fe_trace_group *g, const fe_snap *snap, const fe_snap_step *s, int64_t origin,
                       int number) {
-    const fe_snap_step *from = s->late_rank >= 0 ? same_step(g, s->late_rank, s->text) : NULL;
+    const fe_snap_step *from = s->late_rank >= 0 ? same_step(g, s->late_rank, s) : NULL;
     if (!from || !from->at[FE_STEP_START]) return;
     int64_t said = from->at[FE_STEP_MOVED] ? from->at[FE_STEP_MOVED] : from->at[FE_STEP_START];
     int64_t heard = s->at[FE_STEP_MOVED] && s->at[FE_STEP_END] ? s->at[FE_STEP_END] : s->at[FE_STEP_HEARD];
