@@ -207,6 +207,20 @@ static void write_mask(fe_engine *engine) {
     world->era = engine->heap.era;
 }
 
+/* For kernels of a rank that was held up: they begin, and find that the others have gone on. Where its memory lives on without it. */
+static ferry_status tell_masked(fe_engine *engine) {
+    const fe_heap *heap = &engine->heap;
+    const uint64_t yes = 1;
+    for (int r = 0; !fe_heap_staged(heap) && r < heap->ranks; r++) {
+        if (!fe_heap_masked(heap, r) || atomic_load(&fe_heap_control(heap, r)->holders)) continue;
+        fe_cell *cell = (fe_cell *)(void *)heap->post[r] + fe_outside_cell(heap->ranks, r);
+        FE_CUDA_TRY(
+            cudaMemcpyAsync((void *)&cell->epoch, &yes, sizeof yes, cudaMemcpyHostToDevice, fe_cuda_of(engine)->stream),
+            heap->rank, "telling a rank that it is masked");
+    }
+    return FERRY_OK;
+}
+
 /* The device's own words begin as they did when the group was made. */
 static ferry_status begin_own(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
@@ -241,6 +255,7 @@ static ferry_status renew_device(fe_engine *engine, size_t body_bytes) {
     FE_TRY(fe_cuda_enter(engine));
     write_mask(engine);
     for (int r = 0; r < heap->ranks && !fe_heap_staged(heap); r++) cuda->posts[r] = heap->post[r]; /* of newcomers */
+    FE_TRY(tell_masked(engine));
     FE_TRY(begin_own(engine));
     FE_TRY(upload_tables(engine));
     FE_TRY(clear(engine, 0, heap->scratch_at));

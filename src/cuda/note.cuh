@@ -332,9 +332,11 @@ FE_COLD void fe_await_told(const fe_cuda_args &a) {
     }
 }
 
-/* One thread: the others go on without this rank, which was held up, and the places that it would write rows to may be in use. */
+/* Whole warp: the others go on without this rank, which was held up. What it would read, and the places that it would write to, may be in
+ * use for something else. */
 FE_COLD void fe_stand_back(const fe_cuda_args &a) {
-    if (fe_break(a)) fe_tell_fatal(a, FERRY_ABORTED, 0);
+    if (fe_lane() == 0 && fe_break(a)) fe_tell_fatal(a, FERRY_ABORTED, 0);
+    __syncwarp();
 }
 
 /* Whole block, first of all. False: the block has nothing to do and returns at once. *epoch is the step's. */
@@ -342,27 +344,25 @@ FE_DEVICE bool fe_open(const fe_cuda_args &a, uint64_t *epoch) {
     __shared__ int go;
     const fe_pass &p = a.pass;
     fe_after_stream();
-    const fe_cuda_own *own = a.world.own; /* all three are asked for before one is looked at */
+    const fe_cuda_own *own = a.world.own; /* all four are asked for before one is looked at */
+    const fe_cell *told = (const fe_cell *)a.world.here + fe_outside_cell(a.world.ranks, a.world.rank);
+    uint64_t outside = a.world.far ? 0 : *(const volatile uint64_t *)&told->epoch; /* far: in host memory, and slow */
     uint64_t before = *(const volatile uint64_t *)&own->epoch[a.tide][p.half],
              era = *(const volatile uint64_t *)&own->era;
     uint32_t broken = *(const volatile uint32_t *)&own->broken;
     *epoch = before + (uint64_t)a.begins;
     if (threadIdx.x < FE_WARP) {
-        /* Over the bus, while the notes are waited for. */
-        bool writes = p.move == FE_MOVE_SCATTER || p.move == FE_MOVE_FANOUT;
-        uint32_t why = writes && a.world.aborted && threadIdx.x == 0 ? *(const volatile uint32_t *)a.world.aborted : 0;
-        bool good = !broken && era == a.world.era;
-        if (!broken && !good) fe_outlived(a);
+        bool good = !broken && era == a.world.era && !outside;
+        if (!broken && outside)
+            fe_stand_back(a);
+        else if (!broken && !good)
+            fe_outlived(a);
         if (broken && threadIdx.x == 0) fe_await_told(a);
         if (good && p.announce.used && blockIdx.x == 0) fe_say(a, p.announce, *epoch);
         if (good && p.await.used) {
             uint64_t until = p.await.kind == FE_COUNTED ? *epoch - 1 : *epoch;
             good = fe_hear(a, p.await, until);
             good = good && fe_agree(a, p.await, until); /* every block: none moves a row that is not understood alike */
-        }
-        if (good && (why & 0xff) == FE_MASKED) {
-            fe_stand_back(a);
-            good = false;
         }
         if (threadIdx.x == 0) go = good;
     }

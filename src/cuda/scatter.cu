@@ -25,6 +25,7 @@ cudaError_t fe_cuda_launch_scatter(fe_cuda_args *args, cudaStream_t stream) {
         cudaError_t packed = fe_cuda_launch_pack(&pack, stream);
         if (packed != cudaSuccess) return packed;
         args->pass.announce.used = false;
+        args->begins = fe_begins(&args->pass);
     }
     if (s->cast != FERRY_CAST_NONE) return fe_cuda_scatter_cast(args, stream);
     cudaError_t error = fe_cuda_scatter_bulk(args, stream, &done);

@@ -74,6 +74,12 @@ typedef enum fe_errand {
 /* Why a rank waits no more: the group ended; it alone leaves; a rank asks for an agreement; the others go on without it. */
 typedef enum fe_why { FE_GOES_ON, FE_GROUP_ABORTED, FE_GAVE_UP, FE_RECALLED, FE_MASKED } fe_why;
 
+/* Nobody says LANDED to itself: there the others write into a rank's cells that they go on without it, for its kernels, which look at its
+ * control block only while they wait. Not 0: they do. */
+FE_PURE int fe_outside_cell(int ranks, int rank) {
+    return (int)FE_LANDED * 2 * ranks + rank;
+}
+
 #define FE_CELL_WORDS 7
 
 /* Payload first, then a release store of epoch; whoever acquires the epoch sees the payload. Kernels, which are C++, have their own
