@@ -80,7 +80,7 @@ class Group:
 
     A group is used by one thread at a time. `with Group(...) as g:` leaves it at the end; leaving waits for nobody, and
     memory that arrays still look at stays until they are gone. After a DeadlineError, an AbortedError or a MismatchError
-    in a step the group accepts `close` alone.
+    in a step the group accepts `agree` and `close` alone.
 
     >>> with ferry.Group(unique_id=uid, rank=0, ranks=1, experts=4, hidden=64, max_tokens=8, max_topk=2) as g:
     ...     route = g.route(topk_idx, topk_weights)
@@ -109,12 +109,13 @@ class Group:
         sms: int = 0,
         expert_ranks: Optional[Sequence[Sequence[int]]] = None,
     ):
-        config, keep = _config(locals())
+        config = _config(locals())
         pointer = C.c_void_p()
         leave_parked()
         with _device(device) as self.device_index:
             _create(config, rank, ranks, unique_id, allgather, pointer)
-        del keep
+        self._config = config  # with the map of experts in force
+        self._left = False  # by leave()
         self._held: Optional[Held] = Held(pointer.value or 0)
         self._children: "weakref.WeakSet[Any]" = weakref.WeakSet()
         self._streams: "weakref.WeakValueDictionary[int, Stream]" = weakref.WeakValueDictionary()
@@ -143,6 +144,27 @@ class Group:
     def from_mpi(cls, comm: Any, **config: Any) -> "Group":
         """[collective] A group of the ranks of an mpi4py communicator. `config` as for `Group`."""
         return cls(rank=comm.Get_rank(), ranks=comm.Get_size(), allgather=comm.allgather, **config)
+
+    @classmethod
+    def join(cls, unique_id: bytes, rank: int, ranks: int, **config: Any) -> "Group":
+        """[collective] with `reconfigure` of the ranks that are there: a new process takes the place of rank `rank`, which
+        has left or whose process is gone. One host.
+
+        Args:
+            unique_id: from `ferry.unique_id()` of one of those who are there, made for this meeting.
+            rank: the place, 0..ranks-1.
+            ranks: of the group, as when it was made.
+            config: as for `Group`, with the others' values; expert_ranks: the map that is in force afterwards.
+
+        The heap has the others' allocations at the same offsets, contents not defined: `group.heap.at(offset, shape,
+        dtype)`, with what another rank has from `group.heap.offset`.
+
+        Raises:
+            InvalidError (also: none of the others came before this rank's deadline), MismatchError (naming what differs
+            from the others), DeadlineError (one was lost meanwhile), RefusedError or SystemCallError (they have met
+            without this rank), NoMemoryError, UnsupportedError.
+        """
+        return cls(unique_id=_Place(unique_id), rank=rank, ranks=ranks, **config)
 
     @property
     def _c(self) -> int:
@@ -234,6 +256,51 @@ class Group:
         lib.ferry_group_agree(self._c, None, None)
         return self.masked
 
+    def leave(self) -> None:
+        """Says that this rank leaves, at the end of a step: nobody need wait for it at an agreement, and a new process can
+        take its place (`join`). Not collective; waits for this rank's streams only.
+
+        Afterwards the group accepts `close` alone; until then its memory stays where it is.
+        """
+        lib.ferry_group_leave(self._c)
+        self._left = True
+
+    def reconfigure(
+        self,
+        unique_id: Optional[bytes] = None,
+        *,
+        expert_ranks: Optional[Sequence[Sequence[int]]] = None,
+        mask: Sequence[int] = (),
+    ) -> np.ndarray:
+        """[collective] of every rank that goes on, at the end of a step: a new map of experts, newcomers in the places of
+        ranks that are gone (`join`), or both. All else of the config stays. One host.
+
+        Args:
+            unique_id: from `ferry.unique_id()` of one of these ranks, made for this meeting and sent to the others and to
+                the newcomers. Each place is waited for until the first deadline: a rank that is there, a newcomer, or a
+                masked rank that comes back by this call. One that stays empty is masked; rank 0's must be filled.
+                None: the ranks that there are.
+            expert_ranks: the new map, as for `Group`: no more copies of experts, in all and on one rank, than in the map
+                that the group was made with. None: the map stays.
+            mask: with unique_id: ranks that nobody waits for, and that are masked.
+
+        Returns `masked`, the same on all who go on. As after `agree`, routes must be made anew and CUDA graphs captured
+        anew; the heap's contents and addresses stay.
+
+        Raises:
+            InvalidError (no room for the map, ...: the group is as it was, but `mask` stays proposed), MismatchError (the
+            maps differ between ranks, or a newcomer's config), DeadlineError (a rank was lost meanwhile), AbortedError,
+            RefusedError (the others go on without this rank), UnsupportedError (several hosts, or rank 0's place is
+            empty). After all but InvalidError: `agree`, or `close`. See docs/faults.md.
+        """
+        config = self._config if expert_ranks is None else _with_map(self._config, expert_ranks)
+        uid = None if unique_id is None else C.byref(_uid(unique_id))
+        for rank in mask:
+            lib.ferry_group_mask_set(self._c, rank, 1)
+        lib.ferry_group_reconfigure(self._c, uid, C.byref(config))
+        self._config = config
+        return self.masked
+
     @property
     def masked(self) -> np.ndarray:
         """bool [ranks]: the ranks that the group goes on without."""
@@ -261,7 +328,7 @@ class Group:
         return self
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        if kind is not None and self._held is not None:
+        if kind is not None and self._held is not None and not self._left:
             # The exception would otherwise keep the other ranks waiting until their deadline.
             lib.ferry_group_abort(self._held.pointer)
         self.close()
@@ -356,10 +423,9 @@ def group_bytes(ranks: int, **config: Any) -> int:
     unknown = set(config) - set(defaults) - {"experts", "hidden", "max_tokens"}
     if unknown:
         raise TypeError(f"group_bytes: {', '.join(sorted(unknown))}: not known")
-    made, keep = _config({**defaults, **config})
+    made = _config({**defaults, **config})
     result = C.c_int64()
     lib.ferry_group_bytes(C.byref(made), ranks, C.byref(result))
-    del keep
     return result.value
 
 
@@ -370,7 +436,7 @@ def _bytes_of(t: _c.Tensor, name: str) -> int:
     return int(np.prod(shape, dtype=np.int64)) * _array.BYTES_OF[t.dtype]
 
 
-def _config(given: Dict[str, Any]) -> Tuple[_c.GroupConfig, List[Any]]:
+def _config(given: Dict[str, Any]) -> _c.GroupConfig:
     config = _c.GroupConfig()
     device = str(given["device"])
     config.device = _c.CUDA if device.startswith("cuda") else choose({"cpu": _c.CPU}, device, "device")
@@ -382,18 +448,31 @@ def _config(given: Dict[str, Any]) -> Tuple[_c.GroupConfig, List[Any]]:
         config.layouts |= choose(LAYOUTS, layout, "layout")
     if given["timeout"] is not None:
         config.timeout_ms = max(1, int(given["timeout"] * 1000))
-    keep: List[Any] = []
-    if given["expert_ranks"] is not None:
-        lists = [list(r) for r in given["expert_ranks"]]
-        if len(lists) != given["experts"]:
-            raise errors.InvalidError(
-                f"expert_ranks has {len(lists)} entries, one for each of {given['experts']} experts is wanted"
-            )
-        ends = np.cumsum([0] + [len(r) for r in lists]).tolist()
-        config.expert_first = (C.c_int32 * len(ends))(*ends)
-        config.expert_rank = (C.c_int32 * max(1, ends[-1]))(*[r for copies in lists for r in copies])
-        keep += [config.expert_first, config.expert_rank]
-    return config, keep
+    return config if given["expert_ranks"] is None else _with_map(config, given["expert_ranks"])
+
+
+def _with_map(config: _c.GroupConfig, expert_ranks: Sequence[Sequence[int]]) -> _c.GroupConfig:
+    """A copy with another map of experts, which it keeps."""
+    made = _c.GroupConfig.from_buffer_copy(config)
+    lists = [list(r) for r in expert_ranks]
+    if len(lists) != made.experts:
+        raise errors.InvalidError(
+            f"expert_ranks has {len(lists)} entries, one for each of {made.experts} experts is wanted"
+        )
+    ends = np.cumsum([0] + [len(r) for r in lists]).tolist()
+    made.expert_first = (C.c_int32 * len(ends))(*ends)
+    made.expert_rank = (C.c_int32 * max(1, ends[-1]))(*[r for copies in lists for r in copies])
+    return made
+
+
+class _Place(bytes):
+    """The id of a group that is there already, at which a newcomer takes a place."""
+
+
+def _uid(unique_id: bytes) -> _c.UniqueId:
+    if len(unique_id) != C.sizeof(_c.UniqueId):
+        raise errors.InvalidError(f"unique_id has {len(unique_id)} bytes, not {C.sizeof(_c.UniqueId)}")
+    return _c.UniqueId.from_buffer_copy(unique_id)
 
 
 class _device:
@@ -429,10 +508,8 @@ def _create(config: _c.GroupConfig, rank: Any, ranks: Any, uid: Any, allgather: 
     if rank is None or ranks is None or (uid is not None and allgather is not None):
         raise errors.InvalidError("unique_id or allgather (one of them) goes with rank and ranks")
     if uid is not None:
-        if len(uid) != C.sizeof(_c.UniqueId):
-            raise errors.InvalidError(f"unique_id has {len(uid)} bytes, not {C.sizeof(_c.UniqueId)}")
-        made = _c.UniqueId.from_buffer_copy(uid)
-        lib.ferry_group_create(C.byref(made), rank, ranks, C.byref(config), C.byref(pointer))
+        call = lib.ferry_group_join if isinstance(uid, _Place) else lib.ferry_group_create
+        call(C.byref(_uid(uid)), rank, ranks, C.byref(config), C.byref(pointer))
         return
     raised: List[BaseException] = []
     function = _c.AllgatherFn(lambda _, mine, all_, size: _gather(allgather, ranks, mine, all_, size, raised))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes as C
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -29,7 +29,6 @@ class Heap:
 
     def __init__(self, group: "Group"):
         self._group_ref = weakref.ref(group)
-        self._allocated: Dict[int, int] = {}
 
     @property
     def _group(self) -> "Group":
@@ -47,21 +46,32 @@ class Heap:
         Raises NoMemoryError when the heap is full (the sentence has what is left), MismatchError.
         """
         group, code = self._group, _array.dtype_code(dtype)
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        size = max(1, int(np.prod(shape, dtype=np.int64)) * _array.BYTES_OF[code])
+        shape, size = _extent(shape, code)
         pointer = C.c_void_p()
         lib.ferry_heap_alloc(group._c, size, C.byref(pointer))
-        self._allocated[pointer.value or 0] = size
-        arrays: Any = _array.TORCH if group.device == "cuda" and "torch" in sys.modules else _array.NUMPY
-        return arrays.wrap(group._held, _array.tensor(pointer.value or 0, code, shape), group._where)
+        return self._array(pointer.value or 0, code, shape)
 
     def free(self, array: Any) -> None:
-        """[collective] Gives an array of `alloc` back, after all ranks have come. It must not be used afterwards."""
-        pointer = self._address(array, "array")
-        if pointer not in self._allocated:
-            raise errors.InvalidError("the array is none that group.heap.alloc gave")
-        lib.ferry_heap_free(self._group._c, pointer)
-        del self._allocated[pointer]
+        """[collective] Gives an array of `alloc` back, or of `at` where one begins, after all ranks have come. It must not
+        be used afterwards."""
+        lib.ferry_heap_free(self._group._c, self._address(array, "array"))
+
+    def offset(self, array: Any) -> int:
+        """Where an array in the heap begins, in bytes from the heap's beginning: the same on every rank."""
+        offset = lib.ferry_heap_offset(self._group._c, self._address(array, "array"))
+        if offset < 0:
+            raise errors.InvalidError("the array is not in the heap")
+        return offset
+
+    def at(self, offset: int, shape: Sequence[int], dtype: Any = "float32") -> Any:
+        """The heap's memory `offset` bytes from its beginning, as an array like those of `alloc`. Not collective: nothing is
+        allocated. So a rank that has joined finds what the others had allocated; it is the caller's to fill."""
+        group, code = self._group, _array.dtype_code(dtype)
+        shape, size = _extent(shape, code)
+        first, last = (lib.ferry_heap_at(group._c, at) for at in (offset, offset + size - 1))
+        if not first or not last:
+            raise errors.InvalidError(f"{size} bytes at offset {offset} are not in the heap")
+        return self._array(first, code, shape)
 
     def peer(self, array: Any, rank: int) -> Any:
         """The same place in rank `rank`'s heap, as an array that this rank can load and store: CPU groups."""
@@ -143,6 +153,11 @@ class Heap:
 
     # ---- addresses ----
 
+    def _array(self, pointer: int, code: int, shape: Sequence[int]) -> Any:
+        group = self._group
+        arrays: Any = _array.TORCH if group.device == "cuda" and "torch" in sys.modules else _array.NUMPY
+        return arrays.wrap(group._held, _array.tensor(pointer, code, shape), group._where)
+
     def _address(self, array: Any, name: str, keep: Optional[List[Any]] = None) -> int:
         return _array.describe(array, self._group._where, name, [] if keep is None else keep).data
 
@@ -160,3 +175,9 @@ class Heap:
         if self._span(array, "the word") != 8:
             raise errors.InvalidError("a word is an int64 array of one element in the heap")
         return self._address(array, "the word")
+
+
+def _extent(shape: Sequence[int], code: int) -> Tuple[Tuple[int, ...], int]:
+    """The shape as a tuple, and its bytes."""
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    return shape, max(1, int(np.prod(shape, dtype=np.int64)) * _array.BYTES_OF[code])

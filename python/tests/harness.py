@@ -124,7 +124,7 @@ class Pool:
             if not pipe.poll(BEGIN) or pipe.recv() != "ready":
                 raise AssertionError(f"a rank has not begun in {BEGIN} s")
 
-    def run(self, function, arguments):
+    def run(self, function, arguments, dies):
         uid = ferry.unique_id()
         for pipe in self.pipes:
             pipe.send((function, uid, arguments))
@@ -132,16 +132,16 @@ class Pool:
         while len(results) < len(self.pipes) and time.monotonic() < deadline:
             waiting = {pipe: rank for rank, pipe in enumerate(self.pipes) if rank not in results}
             for pipe in connection.wait(list(waiting), timeout=1):
-                results[waiting[pipe]] = self._result(waiting[pipe])
+                results[waiting[pipe]] = self._result(waiting[pipe], dies)
                 if results[waiting[pipe]][0] is False:
                     deadline = min(deadline, time.monotonic() + 3)  # for what the others have to say
         return [results.get(rank, (False, "no result")) for rank in range(len(self.pipes))]
 
-    def _result(self, rank):
+    def _result(self, rank, dies):
         try:
             return self.pipes[rank].recv()
-        except EOFError:
-            return (False, f"the process has ended, exit code {self.processes[rank].exitcode}")
+        except (EOFError, ConnectionResetError):
+            return (rank == dies, f"the process has ended, exit code {self.processes[rank].exitcode}")
 
     def end(self):
         for process in self.processes:
@@ -157,14 +157,15 @@ def end_pools():
         _pools.popitem()[1].end()
 
 
-def on_ranks(ranks, function, *arguments):
-    """Runs function(env, *arguments) on every rank; the list of what they returned."""
+def on_ranks(ranks, function, *arguments, dies=None):
+    """Runs function(env, *arguments) on every rank; the list of what they returned. The process of rank `dies` may end meanwhile."""
     if ranks not in _pools:
         _pools[ranks] = Pool(ranks)
-    results = _pools[ranks].run(function, arguments)
+    results = _pools[ranks].run(function, arguments, dies)
     bad = [f"rank {r}:\n{text}" for r, (good, text) in enumerate(results) if good is False]
-    if bad:
+    if bad or dies is not None:
         _pools.pop(ranks).end()
+    if bad:
         raise AssertionError("\n".join(bad))
     for good, text in results:
         if good is None:

@@ -34,9 +34,13 @@ def heap(env):
             with raises(ferry.DeadlineError, "60"):
                 g.heap.wait_until(words[1:2], "==", 61, timeout=0.05)
         g.barrier()
+        offset = g.heap.offset(words[1:])
+        assert (g.allgather(np.array([offset])) == offset).all() and offset == g.heap.offset(words) + 8
+        again = g.heap.at(offset, 3, "int64")
+        assert again.ctypes.data == words[1:].ctypes.data and again.shape == (3,) and again.dtype == words.dtype
         refusals(g, data, words)
         g.heap.free(data)
-        with raises(ferry.InvalidError, "none that"):
+        with raises(ferry.InvalidError, "not the start of a heap allocation"):
             g.heap.free(words[1:])
         g.heap.free(words)
 
@@ -54,3 +58,8 @@ def refusals(g, data, words):
         g.heap.wait_until(words[:1], "=", 1)
     with raises(ferry.InvalidError, "rank 9"):
         g.heap.peer(data, 9)
+    with raises(ferry.InvalidError, "not in the heap"):
+        g.heap.offset(np.zeros(8, np.float32))
+    for offset in (-8, (1 << 16) - 24, 1 << 16):
+        with raises(ferry.InvalidError, f"32 bytes at offset {offset} are not in the heap"):
+            g.heap.at(offset, 8)
