@@ -304,7 +304,7 @@ FERRY_API ferry_status ferry_group_mask_set(ferry_group *group, int rank, int ma
 FERRY_API ferry_status ferry_group_mask_get(const ferry_group *group, uint8_t *masked);
 
 /* This rank leaves, at the end of a step: nobody need wait for it at an agreement. Waits for its own streams only. Afterwards the group accepts
- * destroy alone; until then its memory stays where it is. */
+ * destroy alone (an abort ends nothing but this rank); until then its memory stays where it is. */
 FERRY_API ferry_status ferry_group_leave(ferry_group *group);
 
 /* [collective] with ferry_group_reconfigure of the ranks that are there, which have made a new id (ferry_unique_id_create) for it: a new process
@@ -319,8 +319,8 @@ FERRY_API ferry_status ferry_group_join(const ferry_unique_id *id, int rank, int
  * copies of experts, in all and on one rank, than the one that the group was made with; arrays of ferry_group_local_experts end.
  *
  * id NULL: the ranks that there are. With an id, made by one of them, each place is waited for, at most the timeout: a rank that is there, or a newcomer
- * (ferry_group_join), or a masked rank that comes back by this call; but those proposed to be masked (ferry_group_mask_set) stay or become so. Rank 0's place
- * must be filled. FERRY_INVALID, FERRY_MISMATCH (the maps differ), FERRY_TIMEOUT, FERRY_REFUSED, FERRY_UNSUPPORTED (several hosts). */
+ * (ferry_group_join), or a masked rank that comes back by this call; but those proposed to be masked (ferry_group_mask_set) stay or become so. Who has
+ * not come by then is masked, as at any agreement: ask ferry_group_mask_get. Rank 0's place must be filled. FERRY_INVALID, FERRY_MISMATCH (the maps differ), FERRY_TIMEOUT, FERRY_REFUSED, FERRY_UNSUPPORTED (several hosts). */
 FERRY_API ferry_status ferry_group_reconfigure(ferry_group *group, const ferry_unique_id *id,
                                                const ferry_group_config *cfg);
 

@@ -332,11 +332,23 @@ static void send_home(fe_meeting *m, ferry_status status, const char *sentence,
     }
 }
 
+/* One has left: no round will have all any more. Who is still here reads what it was told and goes; one that does not (a stopped process)
+ * is not waited for longer than it would have waited itself. */
+static void see_off(const fe_meeting *m, fe_guest *g, int64_t now) {
+    if (g->rank < 0 || g->gathered) return;
+    if (!m->left)
+        g->deadline_ns = 0;
+    else if (!g->deadline_ns)
+        g->deadline_ns = now + g->timeout_ns;
+}
+
 int64_t fe_meeting_tick(fe_meeting *m, int64_t now, void (*close)(void *context, int guest)) {
     int64_t next = INT64_MAX;
     for (int i = 0; i < FE_GUESTS; i++) {
         fe_guest *g = &m->guest[i];
-        if (!g->here || !g->deadline_ns) continue;
+        if (!g->here) continue;
+        see_off(m, g, now);
+        if (!g->deadline_ns) continue;
         if (now < g->deadline_ns) {
             if (g->deadline_ns < next) next = g->deadline_ns;
         } else if (g->gathered && m->musters && !m->called) {

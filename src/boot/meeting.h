@@ -13,7 +13,7 @@ enum {
 typedef struct fe_guest { /* one connection */
     bool here;
     int rank;            /* -1 before its hello */
-    int64_t deadline_ns; /* for the hello, or for the answer it waits for; 0: it waits for nothing */
+    int64_t deadline_ns; /* for the hello, for the answer it waits for, or for its going; 0: it waits for nothing */
     int64_t timeout_ns;
     uint8_t head[FE_WIRE_HEADER];
     uint32_t head_have, have;

@@ -207,12 +207,15 @@ static void write_mask(fe_engine *engine) {
     world->era = engine->heap.era;
 }
 
-/* For kernels of a rank that was held up: they begin, and find that the others have gone on. Where its memory lives on without it. */
+/* For kernels of a rank that was held up: they begin, and find that the others have gone on. Not where a newcomer never met it, nor where its memory
+ * goes with it; and who holds an agreement for so long that the rank is in a later era by now says nothing. */
 static ferry_status tell_masked(fe_engine *engine) {
     const fe_heap *heap = &engine->heap;
     const uint64_t yes = 1;
     for (int r = 0; !fe_heap_staged(heap) && r < heap->ranks; r++) {
-        if (!fe_heap_masked(heap, r) || atomic_load(&fe_heap_control(heap, r)->holders)) continue;
+        if (!fe_heap_masked(heap, r) || !fe_heap_near(heap, r)) continue;
+        const fe_control *control = fe_heap_control(heap, r);
+        if (atomic_load(&control->holders) || atomic_load(&control->aborted) >> 32 >= heap->era) continue;
         fe_cell *cell = (fe_cell *)(void *)heap->post[r] + fe_outside_cell(heap->ranks, r);
         FE_CUDA_TRY(
             cudaMemcpyAsync((void *)&cell->epoch, &yes, sizeof yes, cudaMemcpyHostToDevice, fe_cuda_of(engine)->stream),

@@ -96,9 +96,10 @@ static void abort_rank(const fe_heap *heap, int rank, fe_why how) {
     wake(control);
 }
 
-/* Without whom the group goes on, who may not know it yet, has only itself to stop. */
+/* Without whom the group goes on, who may not know it yet, has only itself to stop; and so has who has left. */
 void fe_watch_abort(const fe_heap *heap) {
-    bool alone = fe_heap_why(heap, heap->rank) == FE_MASKED;
+    bool alone =
+        fe_heap_why(heap, heap->rank) == FE_MASKED || atomic_load(&fe_heap_control(heap, heap->rank)->council.left);
     for (int r = 0; r < heap->ranks; r++)
         if (r == heap->rank || (!alone && fe_heap_reaches(heap, r))) abort_rank(heap, r, FE_GROUP_ABORTED);
 }

@@ -281,9 +281,10 @@ static void describe_end(char *text, size_t size, int status) {
         snprintf(text, size, "ended with exit status %d", WEXITSTATUS(status));
 }
 
-/* The failure that came first: those of the other ranks are most often its consequences. */
+/* The failure that came first: those of the other ranks are most often its consequences. To the end of why. */
 static void tell_first_failure(const run *r, char *why) {
     const rank_slot *first = NULL;
+    size_t used = strlen(why);
     int rank = 0;
     for (int i = 0; i < r->ranks; i++) {
         const rank_slot *slot = &r->shared->slot[i];
@@ -291,7 +292,9 @@ static void tell_first_failure(const run *r, char *why) {
         first = slot;
         rank = i;
     }
-    if (first) snprintf(why, RANKS_WHY, "rank %d of %d: %s [step: %s]", rank, r->ranks, first->why, first->step);
+    if (first && used < RANKS_WHY)
+        snprintf(why + used, RANKS_WHY - used, "%srank %d of %d: %s [step: %s]", used ? " " : "", rank, r->ranks,
+                 first->why, first->step);
 }
 
 /* Judges the ranks of one process that has ended (all of them for threads). false with why empty: a rank reported a
@@ -326,6 +329,7 @@ static void name_hang(const run *r, int deadline_ms, char *why) {
         if (atomic_load(&slot->state) == RUNNING && !atomic_load(&slot->doomed))
             used += snprintf(why + used, (size_t)(RANKS_WHY - used), " rank %d is still in: %s;", i, slot->step);
     }
+    tell_first_failure(r, why);
 }
 
 /* Only doomed ranks are left: they may be stopped, so they are ended from here. */

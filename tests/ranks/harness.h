@@ -14,7 +14,7 @@ typedef enum ranks_how { RANKS_THREADS = 0, RANKS_PROCESSES = 1 } ranks_how;
 
 #define RANKS_MAX     64
 #define RANKS_WHY     1024
-#define RANKS_DEFAULT 20000 /* ms: a deadline that only a hang reaches */
+#define RANKS_DEFAULT 25000 /* ms: a deadline that only a hang reaches: two waits of a group, and more */
 
 struct ranks_shared;
 

@@ -92,6 +92,7 @@ static bool succession_rank(rank_env *env) {
     exchange_done(x);
     if (env->rank == VICTIM) {
         if (s->leaves) RANK_OK(env, ferry_group_leave(x->group));
+        if (s->leaves) RANK_OK(env, ferry_group_abort(x->group)); /* ends nothing but itself */
         if (env->how == RANKS_PROCESSES) return be_gone(env, KILLED, x->group);
         exchange_end(x);
         return true;

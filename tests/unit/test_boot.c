@@ -246,6 +246,21 @@ static void test_late_for_a_dead_rank(void **state) {
     assert_true(fe_meeting_over(m, 50000000)); /* all have come */
 }
 
+/* All is said, the first goes; one that does not go (it is stopped) has what was said, and is not kept a place for. */
+static void test_one_that_does_not_go(void **state) {
+    (void)state;
+    int a = come(0, 2), b = come(1, 2);
+    assert_true(gather(a, "x", 0) && gather(b, "y", 0));
+    assert_int_equal(fe_meeting_tick(m, 300000000, note_close), INT64_MAX); /* between rounds all may take their time */
+    fe_meeting_leave(m, a);
+    assert_int_equal(fe_meeting_tick(m, 300000000, note_close), 400000000);
+    assert_string_equal(only(b, FE_ALL, 4), "xy");
+    assert_false(fe_meeting_over(m, 300000000));
+    fe_meeting_tick(m, 400000001, note_close);
+    assert_int_equal(closed[b], 1);
+    assert_true(fe_meeting_over(m, 400000001));
+}
+
 /* say, unit: a letter for each rank: w(ait), o(ut), a(way), b(ack); ranks of one letter come together. */
 static bool muster(int guest, const char *say, const char *unit, const char *text, int64_t now) {
     static const char says[] = {[FE_SAY_WAIT] = 'w', [FE_SAY_OUT] = 'o', [FE_SAY_AWAY] = 'a', [FE_SAY_BACK] = 'b'};
@@ -468,6 +483,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_a_rank_that_goes_away, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_a_rank_that_went_away, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_late_for_a_dead_rank, open_meeting, close_meeting),
+        cmocka_unit_test_setup_teardown(test_one_that_does_not_go, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_not_all_need_come, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_who_is_late_is_left_out, open_meeting, close_meeting),
         cmocka_unit_test_setup_teardown(test_who_is_out_or_away_stays_out, open_meeting, close_meeting),
