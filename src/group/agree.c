@@ -33,6 +33,7 @@ void fe_group_take_map(ferry_group *g, fe_map *map) {
     fe_map old = g->map;
     fe_counters_move(g);
     g->map = *map;
+    g->map_hash = fe_map_hash(map);
     *map = old;
 }
 

@@ -23,6 +23,8 @@ typedef struct fe_map {
 ferry_status fe_map_create(int experts, int ranks, const int32_t *expert_first, const int32_t *expert_rank,
                            fe_map *map);
 void fe_map_destroy(fe_map *map);
+/* Of the map as it was made, whoever is masked: two maps that serve a token differently have, most likely, two. */
+uint64_t fe_map_hash(const fe_map *map);
 /* Of each expert the copies on these ranks are left out. Homes keep their numbers: what follows from the map keeps its size and place. */
 void fe_map_mask(fe_map *map, bool (*masked)(const void *context, int rank), const void *context);
 
