@@ -293,7 +293,8 @@ FERRY_API ferry_status ferry_group_error(ferry_group *group);
  * rank is lost meanwhile the call fails on all, and is made again with another id. On one host id is not looked at, and may be NULL. masked: [ranks] out, 1 for each that is masked; or NULL.
  * FERRY_REFUSED: the others go on without this rank. It may call again, to come back when one of them proposes it
  * (ferry_group_mask_set(group, rank, 0)) and all agree; as long as it is masked its call ends in FERRY_TIMEOUT if nobody holds an agreement.
- * FERRY_INVALID (several hosts, and no id), FERRY_TIMEOUT, FERRY_ABORTED (ferry_group_abort is for good). */
+ * FERRY_INVALID (several hosts, and no id), FERRY_TIMEOUT, FERRY_ABORTED (ferry_group_abort is for good), FERRY_MISMATCH (a rank that was masked is
+ * back with the map of experts of before a ferry_group_reconfigure, which with an id brings one map to all). */
 FERRY_API ferry_status ferry_group_agree(ferry_group *group, const ferry_unique_id *id, uint8_t *masked);
 
 /* Proposes to mask another rank (1), or to take it back (0), at the next agreement: local, until then nothing changes. One rank's proposal

@@ -224,7 +224,6 @@ static const fe_agreed agreed[] = {{"route number (modulo 4096)", FE_AT_FORMAT, 
                                    {"exchange of counts for the route (capacities)", FE_AT_ROUTE, FE_KIND_COUNTS, 1, 1},
                                    {"renormalise of the route", FE_AT_ROUTE, FE_KIND_RENORMALISE, 1, 1},
                                    {"order of the route", FE_AT_ROUTE, FE_KIND_ORDER, 1, 1},
-                                   {"map of experts (its hash)", FE_AT_ROUTE, 32, 32, 1},
                                    {"row bytes", FE_AT_FORMAT, 0, 28, 1},
                                    {"cast", FE_AT_FORMAT, 48, 3, 1},
                                    {"dtype of rows", FE_AT_ROUTE, 24, 8, 1},
@@ -341,7 +340,7 @@ static ferry_status make_plan(ferry_route *r, const ferry_dispatch_in *in, const
     FE_TRY(plan_out(p, options));
     p->word[FE_AT_ROWS] = p->deliver.rows_at;
     p->word[FE_AT_SCALES] = p->deliver.scales_at;
-    p->word[FE_AT_ROUTE] = fe_route_kind(r) | (uint64_t)p->row_type << 24 | r->group->map_hash << 32;
+    p->word[FE_AT_ROUTE] = fe_route_kind(r) | (uint64_t)p->row_type << 24;
     p->word[FE_AT_IDS] = p->deliver.ids_at;
     p->word[FE_AT_WEIGHTS] = p->deliver.weights_at;
     p->word[FE_AT_STRIDES] = fe_strides((uint64_t)p->deliver.row_stride, (uint64_t)p->deliver.scale_stride);

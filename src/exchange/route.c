@@ -173,7 +173,7 @@ static ferry_status fill_shape(const ferry_group *g, const ferry_route_config *c
 
 /* ---- the passes ---- */
 
-enum { WORD_KIND, WORD_ALIGNMENT, WORD_EXPERT_CAPACITY, WORD_RANK_CAPACITY, WORD_ID, WORD_MAP, WORDS };
+enum { WORD_KIND, WORD_ALIGNMENT, WORD_EXPERT_CAPACITY, WORD_RANK_CAPACITY, WORD_ID, WORDS };
 _Static_assert(WORDS <= FE_CELL_WORDS, "what ranks compare of a route must fit a note");
 
 uint64_t fe_route_kind(const ferry_route *r) {
@@ -193,7 +193,6 @@ static void fill_words(const ferry_route *r, uint64_t word[FE_CELL_WORDS]) {
     word[WORD_EXPERT_CAPACITY] = (uint64_t)s->expert_capacity;
     word[WORD_RANK_CAPACITY] = (uint64_t)s->rank_capacity;
     word[WORD_ID] = r->id;
-    word[WORD_MAP] = r->group->map_hash;
 }
 
 ferry_status fe_agreed_compare(const fe_agreed *agreed, size_t count, const char *step, int rank, const uint64_t *ours,
@@ -210,19 +209,13 @@ ferry_status fe_agreed_compare(const fe_agreed *agreed, size_t count, const char
 }
 
 static ferry_status explain(const char *step, int rank, const uint64_t *ours, int other, const uint64_t *theirs) {
-    static const fe_agreed agreed[] = {{"layout", WORD_KIND, FE_KIND_LAYOUT, 3, 1},
-                                       {"mode", WORD_KIND, FE_KIND_MODE, 1, 1},
-                                       {"overflow", WORD_KIND, FE_KIND_OVERFLOW, 1, 1},
-                                       {"presence of topk_weights", WORD_KIND, FE_KIND_WEIGHTS, 1, 1},
-                                       {"packed", WORD_KIND, FE_KIND_PACKED, 1, 1},
-                                       {"renormalise", WORD_KIND, FE_KIND_RENORMALISE, 1, 1},
-                                       {"order", WORD_KIND, FE_KIND_ORDER, 1, 1},
-                                       {"topk", WORD_KIND, FE_KIND_TOPK, 7, 1},
-                                       {"expert_alignment", WORD_ALIGNMENT, 0, 64, 1},
-                                       {"expert_capacity", WORD_EXPERT_CAPACITY, 0, 64, 1},
-                                       {"rank_capacity", WORD_RANK_CAPACITY, 0, 64, 1},
-                                       {"route number", WORD_ID, 0, 64, 1},
-                                       {"map of experts (its hash)", WORD_MAP, 0, 64, 1}};
+    static const fe_agreed agreed[] = {
+        {"layout", WORD_KIND, FE_KIND_LAYOUT, 3, 1},     {"mode", WORD_KIND, FE_KIND_MODE, 1, 1},
+        {"overflow", WORD_KIND, FE_KIND_OVERFLOW, 1, 1}, {"presence of topk_weights", WORD_KIND, FE_KIND_WEIGHTS, 1, 1},
+        {"packed", WORD_KIND, FE_KIND_PACKED, 1, 1},     {"renormalise", WORD_KIND, FE_KIND_RENORMALISE, 1, 1},
+        {"order", WORD_KIND, FE_KIND_ORDER, 1, 1},       {"topk", WORD_KIND, FE_KIND_TOPK, 7, 1},
+        {"expert_alignment", WORD_ALIGNMENT, 0, 64, 1},  {"expert_capacity", WORD_EXPERT_CAPACITY, 0, 64, 1},
+        {"rank_capacity", WORD_RANK_CAPACITY, 0, 64, 1}, {"route number", WORD_ID, 0, 64, 1}};
     return fe_agreed_compare(agreed, sizeof agreed / sizeof *agreed, step, rank, ours, other, theirs);
 }
 

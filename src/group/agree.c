@@ -88,8 +88,8 @@ static ferry_status agree_once(ferry_group *g, bool *again) {
         fe_council_withdraw(&e->heap);
         return status;
     }
-    status = fe_council_settle(&e->watch, &verdict);
-    *again = status != FERRY_OK && fe_heap_why(&e->heap, g->rank) != FE_GROUP_ABORTED;
+    status = fe_council_settle(&e->watch, &verdict, g->map_hash);
+    *again = status != FERRY_OK && status != FERRY_MISMATCH && fe_heap_why(&e->heap, g->rank) != FE_GROUP_ABORTED;
     return status;
 }
 

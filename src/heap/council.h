@@ -24,7 +24,8 @@ typedef struct fe_minutes {
 
 typedef struct fe_council {
     _Atomic uint64_t came;    /* the agreement that it has come to, by the era that begins with it; 0: it is at none */
-    _Atomic uint64_t settled; /* the last era that it has begun */
+    _Atomic uint64_t settled; /* the last era that it has begun ... */
+    _Atomic uint64_t map;     /* ... with this map of experts (fe_map_hash) */
     _Atomic uint64_t out[FE_MASK_WORDS], in[FE_MASK_WORDS]; /* whom it wants masked, and back */
     _Atomic uint64_t story[FE_STORY_WORDS];
     fe_minutes motion[2];     /* by the era's lowest bit: what it would have all agree on */

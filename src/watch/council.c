@@ -260,14 +260,26 @@ static bool settles(const void *what) {
     return false;
 }
 
-ferry_status fe_council_settle(const fe_watch *watch, const fe_verdict *verdict) {
+/* All have settled, and what they have said stands. */
+static ferry_status compare_maps(const fe_heap *heap, const fe_verdict *verdict, uint64_t map) {
+    for (int r = 0; r < heap->ranks; r++)
+        if (fe_bit(verdict->member, r) && atomic_load(&council_of(heap, r)->map) != map)
+            return fe_fail(FERRY_MISMATCH,
+                           "rank %d: the map of experts differs on rank %d: one of them was out when experts moved; "
+                           "ferry_group_reconfigure with an id brings one map to all",
+                           heap->rank, r);
+    return FERRY_OK;
+}
+
+ferry_status fe_council_settle(const fe_watch *watch, const fe_verdict *verdict, uint64_t map) {
     const fe_heap *heap = watch->heap;
     session s = {.watch = watch, .heap = heap, .era = verdict->era, .verdict = verdict};
+    atomic_store(&council_of(heap, heap->rank)->map, map);
     atomic_store(&council_of(heap, heap->rank)->settled, verdict->era);
     ring_all(heap);
     fe_waited waited = fe_watch_wait(watch, settles, &s, fe_now_ns() + watch->timeout_ns);
     int missing = unsettled(&s);
-    if (missing < 0) return FERRY_OK;
+    if (missing < 0) return compare_maps(heap, verdict, map);
     if (waited == FE_ABORTED) return fe_watch_ended(heap, " while another came into force");
     return fe_fail(FERRY_TIMEOUT, "rank %d: rank %d was lost while agreement %llu came into force", heap->rank, missing,
                    (unsigned long long)verdict->era);

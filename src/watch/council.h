@@ -20,9 +20,9 @@ static inline bool fe_bit(const uint64_t *words, int rank) {
  * cannot go on as things are, so the others are called at once; else they are given half of the time to come by themselves.
  * FERRY_REFUSED: this rank is not of the new era; FERRY_TIMEOUT: it was not before, and no agreement was held; FERRY_ABORTED. */
 ferry_status fe_council_hold(const fe_watch *watch, const int8_t *wish, bool hurt, fe_verdict *verdict);
-/* Nothing of the last era is left on this rank. Waits until the others say the same. FERRY_TIMEOUT: one does not; FERRY_ABORTED: one asks
- * for the next agreement. */
-ferry_status fe_council_settle(const fe_watch *watch, const fe_verdict *verdict);
+/* Nothing of the last era is left on this rank, whose map of experts has this hash. Waits until the others say the same. FERRY_TIMEOUT: one does
+ * not; FERRY_ABORTED: one asks for the next agreement; FERRY_MISMATCH: all do, and one has another map. */
+ferry_status fe_council_settle(const fe_watch *watch, const fe_verdict *verdict, uint64_t map);
 /* What was agreed upon elsewhere (group/regroup.c), for those who will look here. */
 void fe_council_record(const fe_heap *heap, const fe_verdict *verdict);
 /* This rank is at no agreement, after all. */
