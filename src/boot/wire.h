@@ -10,6 +10,8 @@
  *   MUSTER   rank -> hub   round u32 (0), an fe_say byte of each rank, a u16 of each: ranks of one number come together or not at all, data
  *   ROLL     hub -> rank   round u32, a byte of each rank (1: it has come), data of all ranks, zeros of who has not
  *   ERROR    hub -> rank   ferry_status i32, a sentence
+ *
+ * Data of a rank ends with a seal of 8 bytes, which the hub does not look at: the other ranks know by it that they read what was sent.
  */
 #ifndef FERRY_BOOT_WIRE_H
 #define FERRY_BOOT_WIRE_H
@@ -19,11 +21,12 @@
 #include <stdbool.h>
 
 enum {
-    FE_WIRE_VERSION = 1,
+    FE_WIRE_VERSION = 2,
     FE_WIRE_HEADER = 16,
     FE_WIRE_SECRET = 16,
     FE_WIRE_HELLO_BYTES = FE_WIRE_SECRET + 16,
-    FE_WIRE_GATHER_MAX = 4 + 3 * FERRY_MAX_RANKS + FE_BOOT_MAX, /* the largest that a hub accepts */
+    FE_WIRE_SEAL = 8,
+    FE_WIRE_GATHER_MAX = 4 + 3 * FERRY_MAX_RANKS + FE_BOOT_MAX + FE_WIRE_SEAL, /* the largest that a hub accepts */
     FE_WIRE_ERROR_MAX = 4 + FE_SENTENCE
 };
 
