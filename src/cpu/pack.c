@@ -17,10 +17,9 @@ void fe_cpu_tail(const fe_route_data *route, int rank, int32_t *tail) {
     for (int u = 0; u < units; u++) tail[u] = route->scratch.keep[first + u];
 }
 
-/* Where hosts have one rank each, the gateway is the receiver, and in RANK its rows from us are one block: large ones go there at once, and
- * the landing gets only the headers. The receiver goes by what the note says. */
+/* Large blocks do, and the landing gets only the headers. The receiver goes by what the note says. */
 static bool goes_straight(const fe_pack *p, int host) {
-    return p->far->hosts->each == 1 && p->pass->route->shape.layout == FERRY_LAYOUT_RANK &&
+    return fe_record_may_go_straight(p->far, &p->pass->route->shape) &&
            (size_t)p->far->records[host] * p->pass->scatter.row_bytes >= STRAIGHT_LEAST;
 }
 

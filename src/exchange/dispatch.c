@@ -239,7 +239,7 @@ static ferry_status explain(const char *step, int rank, const uint64_t *ours, in
 /* Rows that go straight to their receivers (cpu/pack.c) are not handed on: nothing is gained by hearing of some earlier. */
 static fe_part parts_of(const plan *p) {
     const fe_route_data *data = &p->r->data;
-    bool straight = data->far.hosts && data->far.hosts->each == 1 && data->shape.layout == FERRY_LAYOUT_RANK;
+    bool straight = data->far.hosts && fe_record_may_go_straight(&data->far, &data->shape);
     return straight ? (fe_part){0, 0} : fe_route_parts(p->r, p->scatter.row_bytes);
 }
 

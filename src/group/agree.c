@@ -33,7 +33,6 @@ void fe_group_take_map(ferry_group *g, fe_map *map) {
     fe_map old = g->map;
     fe_counters_move(g);
     g->map = *map;
-    g->map_hash = fe_map_hash(map);
     *map = old;
 }
 
@@ -88,7 +87,7 @@ static ferry_status agree_once(ferry_group *g, bool *again) {
         fe_council_withdraw(&e->heap);
         return status;
     }
-    status = fe_council_settle(&e->watch, &verdict, g->map_hash);
+    status = fe_council_settle(&e->watch, &verdict, fe_map_hash(&g->map));
     *again = status != FERRY_OK && status != FERRY_MISMATCH && fe_heap_why(&e->heap, g->rank) != FE_GROUP_ABORTED;
     return status;
 }

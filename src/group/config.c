@@ -64,11 +64,6 @@ static const struct {
     {"expert_first and expert_rank (their hash)", offsetof(digest, map)},
 };
 
-static int64_t hash_words(uint64_t h, const int32_t *words, int64_t n) {
-    for (int64_t i = 0; i < n; i++) h = fe_hash_add(h, (uint32_t)words[i]);
-    return (int64_t)h;
-}
-
 static digest digest_of(const ferry_group_config *cfg) {
     digest d = {.version = ferry_version(),
                 .device = cfg->device,
@@ -82,8 +77,8 @@ static digest digest_of(const ferry_group_config *cfg) {
                 .heap_bytes = cfg->heap_bytes};
     if (!cfg->expert_first) return d;
     d.copies = cfg->expert_first[cfg->experts];
-    d.map = hash_words(FE_HASH_BEGIN, cfg->expert_first, (int64_t)cfg->experts + 1);
-    d.map = hash_words((uint64_t)d.map, cfg->expert_rank, d.copies);
+    uint64_t map = fe_hash_words(FE_HASH_BEGIN, cfg->expert_first, (int64_t)cfg->experts + 1);
+    d.map = (int64_t)fe_hash_words(map, cfg->expert_rank, d.copies);
     return d;
 }
 

@@ -155,7 +155,6 @@ ferry_status fe_group_prepare(const ferry_group_config *cfg, int rank, int ranks
     ferry_status status = fe_env_number(FE_ENV_FERRY_TIMEOUT_MS, DEFAULT_TIMEOUT_MS, 1, 1 << 30, &timeout);
     if (status == FERRY_OK && !cfg->timeout_ms) g->config.timeout_ms = (int)timeout;
     if (status == FERRY_OK) status = fe_map_create(cfg->experts, ranks, cfg->expert_first, cfg->expert_rank, &g->map);
-    if (status == FERRY_OK) g->map_hash = fe_map_hash(&g->map);
     if (status == FERRY_OK) status = fe_body_lay_out(&g->config, &g->map, 1, &g->body);
     g->room.homes = g->engine.homes_most = g->map.homes;
     g->room.most_local = g->map.most_local;

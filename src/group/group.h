@@ -24,7 +24,6 @@ struct ferry_group {
     int rank, ranks;
     ferry_group_config config; /* expert_first and expert_rank are not kept: map has them */
     fe_map map;
-    uint64_t map_hash;
     fe_body body;
     struct {
         int homes, most_local;

@@ -6,8 +6,7 @@
 
 #include <stdint.h>
 
-#define FE_PARTS \
-    3 /* the most parts in which a step tells of what crosses to another host: each has a note of its own */
+#define FE_PARTS 3 /* the most in which a step tells of what crosses to another host: each has a note of its own */
 
 /* What a cell announces. One writer, one reader, and a value that only grows; see docs/protocol.md. */
 typedef enum fe_kind {
@@ -70,9 +69,6 @@ typedef enum fe_errand {
     FE_STOW,  /* of a range: bytes that came before, to their place */
     FE_FETCH  /* of a range: its bytes, to where they can be read */
 } fe_errand;
-
-/* Why a rank waits no more: the group ended; it alone leaves; a rank asks for an agreement; the others go on without it. */
-typedef enum fe_why { FE_GOES_ON, FE_GROUP_ABORTED, FE_GAVE_UP, FE_RECALLED, FE_MASKED } fe_why;
 
 /* Nobody says LANDED to itself: there the others write into a rank's cells that they go on without it, for its kernels, which look at its
  * control block only while they wait. Not 0: they do. */

@@ -31,6 +31,9 @@
 
 enum { FE_CALLS = 32 };
 
+/* Why a rank waits no more: the group ended; it alone leaves; a rank asks for an agreement; the others go on without it. */
+typedef enum fe_why { FE_GOES_ON, FE_GROUP_ABORTED, FE_GAVE_UP, FE_RECALLED, FE_MASKED } fe_why;
+
 typedef struct fe_control {
     uint64_t magic;
     uint64_t nonce; /* the group's: a recycled process id cannot lend us a stranger's memory */

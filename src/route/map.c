@@ -87,14 +87,10 @@ ferry_status fe_map_create(int experts, int ranks, const int32_t *expert_first, 
     return FERRY_OK;
 }
 
-static uint64_t hash_words(uint64_t hash, const int32_t *words, int n) {
-    for (int i = 0; i < n; i++) hash = fe_hash_add(hash, (uint32_t)words[i]);
-    return hash;
-}
-
 uint64_t fe_map_hash(const fe_map *map) {
-    uint64_t hash = hash_words(FE_HASH_BEGIN, map->all_first, map->experts + 1);
-    return hash_words(hash_words(hash, map->all, map->homes), map->home_rank, map->homes);
+    uint64_t hash = fe_hash_words(FE_HASH_BEGIN, map->all_first, map->experts + 1);
+    hash = fe_hash_words(hash, map->all, map->homes);
+    return fe_hash_words(hash, map->home_rank, map->homes);
 }
 
 void fe_map_mask(fe_map *map, bool (*masked)(const void *context, int rank), const void *context) {

@@ -25,6 +25,10 @@ typedef struct fe_far_route {
     int32_t *came;       /* [hosts] records of the dispatch that is being handed on: those of the parts so far */
 } fe_far_route;
 
+/* Where hosts have one rank each, the gateway is the receiver, and in RANK a rank's rows for it are one block: they may go there at once. */
+FE_PURE bool fe_record_may_go_straight(const fe_far_route *far, const fe_shape *shape) {
+    return far->hosts->each == 1 && shape->layout == FERRY_LAYOUT_RANK;
+}
 FE_PURE size_t fe_record_order_bytes(int topk) {
     return ((size_t)topk + 3) / 4 * 4;
 }
