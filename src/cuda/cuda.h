@@ -59,9 +59,8 @@ typedef struct fe_cuda_world {
     bool far;   /* several hosts: notes are in host memory, and go to the proxy as well */
     bool plain; /* not far, and no rank is masked: nobody need be looked up */
     fe_cuda_own *own;
-    char *here; /* this rank's post */
-    char *const
-        *post; /* [ranks] where notes, counts and boxes are: the space (and then the same table), or host memory */
+    char *here;         /* this rank's post */
+    char *const *post;  /* [ranks] where notes and counts are: the space (and then the same table), or host memory */
     char *const *space; /* [ranks] device memory; far: NULL */
     uint64_t era, timeout_ns;
     uint32_t *waiting;
@@ -73,6 +72,8 @@ typedef struct fe_cuda_world {
     const uint8_t *linked; /* [ranks] 1: on another GPU. Device memory */
     int sharing;           /* near ranks on this GPU, this one included */
     fe_boxes boxes;
+    char *
+        boxed; /* what their offsets are added to: this rank's post, or its GPU's memory where the network reads that */
     fe_kernel_order *orders; /* the ring in this rank's post */
     fe_cell *board;          /* device memory for copies of notes: [2 * FE_CUDA_TIDES][board_blocks][ranks] */
     int board_blocks, near_ranks;
@@ -161,6 +162,8 @@ cudaError_t fe_cuda_launch_atomic(fe_cuda_args *args, cudaStream_t stream);
 /* Parts of a scatter and of a place, over several hosts. */
 cudaError_t fe_cuda_launch_pack(fe_cuda_args *args, cudaStream_t stream);
 cudaError_t fe_cuda_launch_number(fe_cuda_args *args, cudaStream_t stream);
+/* Bytes between memories that the GPU reaches. */
+cudaError_t fe_cuda_launch_bring(void *to, const void *from, size_t bytes, cudaStream_t stream);
 /* A word of the space, for another host. old: pinned. */
 cudaError_t fe_cuda_launch_errand(fe_errand errand, uint64_t *word, uint64_t value, uint64_t expected, uint64_t *old,
                                   cudaStream_t stream);

@@ -10,7 +10,9 @@ typedef struct fe_cuda_stream {
     ferry_stream base;
     struct fe_cuda_stream *next;
     cudaStream_t native;
-    bool wrapped; /* the caller's */
+    bool wrapped;          /* the caller's, who may put things there by himself: graphs */
+    _Atomic bool used;     /* since the last sync */
+    _Atomic uint64_t told; /* a sync has told that the rank is broken: in this era, counted from 1 */
 } fe_cuda_stream;
 
 typedef struct fe_cuda_event {
@@ -32,8 +34,9 @@ typedef struct fe_cuda {
     _Atomic uint64_t launches;
     size_t route_shared;
     int route_warps;
-    char **posts;         /* [ranks] as kernels address them */
-    int pinned;           /* ranks whose control block (and post) are mapped for the GPU, this one first */
+    char **posts; /* [ranks] as kernels address them */
+    int pinned;   /* ranks whose control block (and post, up to its boxes) are mapped for the GPU, this one first */
+    bool boxes_pinned;    /* and this rank's boxes, where they are host memory */
     void *stage;          /* several hosts: see fe_cuda_args */
     bool told;            /* a fatal report has become the group's fault */
     fe_outcome untold;    /* an error of some stream, for the next sync */

@@ -122,6 +122,7 @@ ferry_status fe_cuda_submit(fe_engine *engine, ferry_stream *stream, const fe_pa
     fe_cuda_look(engine);
     FE_TRY(fe_cuda_core->fault_check(&engine->fault, &engine->heap, pass->step));
     FE_TRY(stream_of(engine, stream, pass, &native));
+    if (stream) atomic_store(&((fe_cuda_stream *)stream)->used, true);
     if (fe_pass_crosses(&engine->heap, pass)) return cross(engine, stream, native, pass);
     if (engine->far) fe_cuda_core->stir(engine->far);
     if (pass->move == FE_MOVE_ATOMIC) pthread_mutex_lock(&cuda->word);

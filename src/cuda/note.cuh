@@ -54,9 +54,20 @@ FE_DEVICE void fe_after_stream(void) {
 
 /* ---- reports ---- */
 
-/* The first failure of the rank is told, and stops its later passes. True in the one thread that may tell. */
+/* One thread: whoever broke the rank may still be writing why, and the host, which may be waiting for this launch, is to find it. */
+FE_COLD void fe_await_told(const fe_cuda_args &a) {
+    const volatile uint32_t *fatal = &a.world.report->fatal;
+    for (uint64_t start = fe_device_ns(); !*fatal && fe_device_ns() - start < 1000000000;) {
+    }
+}
+
+/* The first failure of the rank is told, and stops its later passes. True in the one thread that may tell. Whoever comes second goes on when
+ * that is told: its kernel's end is what the host looks for the report at. */
 FE_DEVICE bool fe_break(const fe_cuda_args &a) {
-    return atomicExch(&a.world.own->broken, 1u) == 0;
+    if (fe_lane() != __ffs((int)__activemask()) - 1) return false; /* of one warp's, which would wait for each other */
+    if (atomicExch(&a.world.own->broken, 1u) == 0) return true;
+    fe_await_told(a);
+    return false;
 }
 
 /* Kernels count the steps of a half; a sentence names them as the host counts, both halves together, from 1. */
@@ -323,13 +334,6 @@ FE_DEVICE void fe_write_counts(const fe_cuda_args &a, int index, int count) {
 FE_COLD void fe_outlived(const fe_cuda_args &a) {
     if (fe_lane() == 0 && fe_break(a)) fe_tell_fatal(a, FERRY_INVALID, 0);
     __syncwarp();
-}
-
-/* One thread: whoever broke the rank may still be writing why, and the host, which may be waiting for this launch, is to find it. */
-FE_COLD void fe_await_told(const fe_cuda_args &a) {
-    const volatile uint32_t *fatal = &a.world.report->fatal;
-    for (uint64_t start = fe_device_ns(); !*fatal && fe_device_ns() - start < 1000000000;) {
-    }
 }
 
 /* Whole warp: the others go on without this rank, which was held up. What it would read, and the places that it would write to, may be in

@@ -15,6 +15,23 @@ cudaError_t fe_cuda_launch_nothing(fe_cuda_args *args, cudaStream_t stream) {
     return fe_launch_pass(args, (const void *)ferry::notes, FE_WARP, 0, stream);
 }
 
+/* ---- bytes ---- */
+
+namespace ferry {
+/* To where other ranks, or the proxy, may read. */
+__global__ void __launch_bounds__(256) bring(char *to, const char *from, size_t bytes) {
+    size_t words = ((uintptr_t)to | (uintptr_t)from) % 16 ? 0 : bytes / 16;
+    for (size_t i = threadIdx.x; i < words; i += blockDim.x) ((uint4 *)to)[i] = ((const uint4 *)from)[i];
+    for (size_t i = words * 16 + threadIdx.x; i < bytes; i += blockDim.x) to[i] = from[i];
+    __threadfence_system();
+}
+} // namespace ferry
+
+cudaError_t fe_cuda_launch_bring(void *to, const void *from, size_t bytes, cudaStream_t stream) {
+    ferry::bring<<<1, 256, 0, stream>>>((char *)to, (const char *)from, bytes);
+    return cudaGetLastError();
+}
+
 /* ---- words ---- */
 
 namespace ferry {
@@ -110,8 +127,8 @@ cudaError_t fe_cuda_launch_until(fe_cuda_args *args, cudaStream_t stream) {
 }
 
 cudaError_t fe_cuda_prepare_space(int *early) {
-    const void *kernels[] = {(const void *)ferry::notes, (const void *)ferry::signal, (const void *)ferry::atomic,
-                             (const void *)ferry::until, (const void *)ferry::errand};
+    const void *kernels[] = {(const void *)ferry::notes,  (const void *)ferry::bring, (const void *)ferry::signal,
+                             (const void *)ferry::atomic, (const void *)ferry::until, (const void *)ferry::errand};
     struct cudaFuncAttributes attributes;
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels && error == cudaSuccess; i++)

@@ -53,6 +53,20 @@ void fe_cuda_stream_drain(ferry_stream *stream) {
     if (fe_cuda_enter(stream->engine) == FERRY_OK) cudaStreamSynchronize(own(stream)->native);
 }
 
+/* Kernels of a broken rank do nothing, do not say on which stream they were, and another call may have taken the report: each stream that may
+ * have had some says once that the rank is broken. */
+static ferry_status hear(fe_cuda_stream *s) {
+    fe_engine *engine = s->base.engine;
+    uint64_t now = engine->heap.era + 1;
+    bool used = atomic_exchange(&s->used, false) || s->wrapped;
+    ferry_status status = fe_cuda_take_untold(engine);
+    if (!atomic_load(&engine->fault.broken)) return status;
+    if (status == FERRY_OK && used && atomic_load(&s->told) != now)
+        status = fe_cuda_core->fault_check(&engine->fault, &engine->heap, "what is on a stream");
+    if (fe_fault_fatal(status)) atomic_store(&s->told, now);
+    return status;
+}
+
 ferry_status fe_cuda_stream_sync(ferry_stream *stream) {
     fe_engine *engine = stream->engine;
     FE_TRY(fe_cuda_enter(engine));
@@ -61,7 +75,7 @@ ferry_status fe_cuda_stream_sync(ferry_stream *stream) {
         fe_cuda_core->fault_note(&engine->fault, status, true);
         return status;
     }
-    FE_TRY(fe_cuda_take_untold(engine));
+    FE_TRY(hear(own(stream)));
     return fe_cuda_core->still_counts(&engine->heap); /* kernels do not look */
 }
 

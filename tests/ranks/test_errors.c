@@ -342,20 +342,26 @@ static void test_a_rank_that_is_stopped(void **state) {
     }
 }
 
-/* The same on a stream: the call returns, sync and ferry_group_error have the timeout, and destroy ends. */
+/* The same on a stream: the call returns, sync and ferry_group_error have the timeout, and destroy ends. What waits on another stream at that
+ * moment has not been done either, whichever of the two gives up first, and its sync says so. */
 static bool late_stream_rank(rank_env *env) {
     ferry_group_config cfg = ranks_config(4, 16, 8, 2);
     ferry_group *g;
-    ferry_stream *stream;
+    ferry_stream *stream, *other;
     cfg.timeout_ms = TIMEOUT_MS;
     if (!ranks_group(env, &cfg, &g)) return false;
     if (env->rank != VICTIM) {
         RANK_OK(env, ferry_stream_create(g, &stream));
         int64_t started = ranks_now_ms();
+        RANK_OK(env, ferry_stream_create(g, &other));
         RANK_OK(env, ferry_barrier(g, stream));
+        RANK_OK(env, ferry_barrier(g, other));
         RANK_CHECK(env, ranks_now_ms() - started < TIMEOUT_MS / 2);
         if (!check_late(env, ferry_stream_sync(stream), started, "barrier")) return false;
+        ferry_status second = ferry_stream_sync(other);
+        RANK_CHECK(env, second == FERRY_TIMEOUT || second == FERRY_ABORTED);
         RANK_STATUS(env, FERRY_TIMEOUT, ferry_group_error(g));
+        ferry_stream_destroy(other);
         ferry_stream_destroy(stream);
     }
     RANK_CHECK(env, ranks_meet(env));
