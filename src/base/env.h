@@ -21,6 +21,8 @@
     X(FERRY_FABRIC_ADDRESS, "auto",                                                                                   \
       "address of this rank's network endpoint, or several, with commas; auto: loopback, or what reaches FERRY_BOOT") \
     X(FERRY_FABRIC_FLAGS, "0", "1: arrivals by flags, as where writes bring no data along (cxi), on any network")     \
+    X(FERRY_FABRIC_GPUDIRECT, "auto",                                                                                 \
+      "rows of other hosts in GPU memory: 0 never, 1 always; auto: where the network reaches it without CUDA's help") \
     X(FERRY_FABRIC_LIBRARY, "libfabric.so.1", "path of libfabric, loaded when a group has several hosts")             \
     X(FERRY_FABRIC_PARTS, "auto", "in how many parts a step tells another host of its rows, 1 to 3; auto: by size")   \
     X(FERRY_FABRIC_RAILS, "auto", "network devices that a rank uses, 1 to 4; auto: its share of the host's")          \

@@ -114,7 +114,7 @@ FE_DEVICE void write_far_weights(const fe_cuda_args &a) {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < hosts.count * tokens; i += threads) {
         int64_t token = i % tokens, number = a.route.far.record[i];
         if (number < 0 || i / tokens == hosts.mine) continue;
-        float *to = (float *)(a.world.here + far_weights_at(a, a.world.boxes.weights_out, (int)(i / tokens)));
+        float *to = (float *)(a.world.boxed + far_weights_at(a, a.world.boxes.weights_out, (int)(i / tokens)));
         for (int k = 0; k < topk; k++)
             to[number * topk + k] = g.far_weights[token * g.far_weight_row + k * g.far_weight_choice];
     }

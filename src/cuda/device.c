@@ -93,19 +93,39 @@ static int pinned_rank(const fe_heap *heap, int i) {
     return fe_hosts_rank(&heap->hosts, heap->hosts.mine, (heap->hosts.index + i) % heap->hosts.each);
 }
 
+static char *boxes_in_memfd(const fe_heap *heap) {
+    return heap->base[heap->rank] + heap->lead + heap->boxes_at;
+}
+
+/* Rows for other hosts and from them: in GPU memory where the network has taken that (GPUDirect), else in the post. */
+static ferry_status map_boxes(fe_engine *engine) {
+    fe_cuda *cuda = fe_cuda_of(engine);
+    const fe_heap *heap = &engine->heap;
+    int gpu;
+    char *boxes = heap->memory->boxes(heap, &gpu);
+    if (!boxes) {
+        FE_CUDA_TRY(fe_cuda_pin(boxes_in_memfd(heap), heap->post_bytes - heap->boxes_at, &boxes), heap->rank,
+                    "mapping boxes for other hosts for the GPU");
+        cuda->boxes_pinned = true;
+    }
+    cuda->world.boxed = boxes - heap->boxes_at;
+    return FERRY_OK;
+}
+
 /* The control block lies in host memory that other processes write: the GPU reads `aborted` there, and writes `waiting`. Over several hosts
  * the post lies behind it, and kernels use those of all near ranks. */
 static ferry_status map_posts(fe_engine *engine) {
     fe_cuda *cuda = fe_cuda_of(engine);
     const fe_heap *heap = &engine->heap;
     int count = fe_heap_staged(heap) ? heap->hosts.each : 1;
+    size_t bytes = fe_heap_staged(heap) ? heap->lead + heap->boxes_at : heap->bytes;
     cuda->posts = calloc((size_t)heap->ranks, sizeof *cuda->posts);
     if (!cuda->posts) return fe_fail(FERRY_NOMEM, "rank %d: no memory for tables", heap->rank);
     for (int r = 0; r < heap->ranks; r++) cuda->posts[r] = heap->post[r];
     for (; cuda->pinned < count; cuda->pinned++) {
         int r = pinned_rank(heap, cuda->pinned);
         char *there;
-        FE_CUDA_TRY(fe_cuda_pin(heap->base[r], heap->bytes, &there), heap->rank,
+        FE_CUDA_TRY(fe_cuda_pin(heap->base[r], bytes, &there), heap->rank,
                     "mapping the heap's host memory for the GPU");
         if (fe_heap_staged(heap)) cuda->posts[r] = there + (heap->post[r] - heap->base[r]);
         if (r != heap->rank) continue;
@@ -123,6 +143,7 @@ static ferry_status fill_far(fe_engine *engine) {
     void *board = NULL;
     size_t bytes = 2 * FE_CUDA_TIDES * (size_t)cuda->blocks * (size_t)heap->ranks * sizeof(fe_cell);
     if (!fe_heap_staged(heap)) return FERRY_OK;
+    FE_TRY(map_boxes(engine));
     FE_CUDA_TRY(cudaMalloc(&board, bytes), heap->rank, "taking GPU memory for notes");
     w->board = board;
     FE_CUDA_TRY(cudaMalloc(&cuda->stage, FE_CUDA_SCRATCH), heap->rank, "taking GPU memory for meetings");
@@ -281,6 +302,7 @@ static void close_device(fe_engine *engine) {
     fe_cuda_enter(engine);
     for (int i = 0; i < FE_CUDA_SPARES; i++) cudaFree(cuda->spare[i].memory);
     if (cuda->waits) cudaStreamDestroy(cuda->waits);
+    if (cuda->boxes_pinned) fe_cuda_unpin(boxes_in_memfd(&engine->heap));
     while (cuda->pinned > 0) fe_cuda_unpin(engine->heap.base[pinned_rank(&engine->heap, --cuda->pinned)]);
     cudaFree(cuda->world.board);
     cudaFree(cuda->stage);

@@ -1,4 +1,4 @@
-/* Dispatch from other hosts: what this rank's column has sent lies in the landing, in host memory, and is handed on to the ranks here. A warp
+/* Dispatch from other hosts: what this rank's column has sent lies in the landing, and is handed on to the ranks here. A warp
  * takes a record. */
 #include "cuda/launch.cuh"
 #include "cuda/record.cuh"
@@ -72,7 +72,7 @@ FE_DEVICE bool is_sound(const fe_cuda_args &a, const fe_board &b, const fe_recor
     return __all_sync(FE_ALL, good);
 }
 
-/* The row goes from host memory to all of its places at once, up to 32 of them. */
+/* The row goes from the landing to all of its places at once, up to 32 of them. */
 FE_DEVICE void hand_on(const fe_cuda_args &a, const fe_board &b, int unit, int source, const fe_record *r,
                        const char *row) {
     const fe_scatter &s = a.pass.scatter;
@@ -104,7 +104,7 @@ FE_DEVICE void keep(const fe_cuda_args &a, int host, int number, const char *hea
 FE_DEVICE bool take_record(const fe_cuda_args &a, const fe_board &b, int unit, int host, int number, char *bench) {
     const fe_far_route &far = a.route.far;
     size_t stride = fe_record_stride(far.header, a.pass.scatter.row_bytes, a.pass.scatter.scale_bytes);
-    const char *landed = a.world.here + fe_landing(a, host) + a.world.boxes.tail_bytes + (size_t)number * stride;
+    const char *landed = a.world.boxed + fe_landing(a, host) + a.world.boxes.tail_bytes + (size_t)number * stride;
     fe_copy_bytes(bench, landed,
                   far.header); /* what is checked is what is used, whatever the network writes meanwhile */
     __syncwarp();
@@ -142,7 +142,7 @@ FE_DEVICE bool count_records(const fe_cuda_args &a, int32_t *count) {
 FE_DEVICE bool hand_on_tails(const fe_cuda_args &a, int host) {
     const fe_cuda_world &w = a.world;
     int width = w.map.most_local, source = fe_column(w, host);
-    const volatile int32_t *tails = (const volatile int32_t *)(w.here + fe_landing(a, host));
+    const volatile int32_t *tails = (const volatile int32_t *)(w.boxed + fe_landing(a, host));
     bool good = true;
     for (int i = fe_lane(); i < w.hosts.each * width; i += FE_WARP) {
         int32_t count = tails[i];

@@ -44,6 +44,8 @@ typedef struct state {
     pthread_mutex_t lock;
     cudaStream_t errands;
     uint64_t *old; /* pinned */
+    void *boxes;
+    bool flush; /* what the network writes to them */
 } state;
 
 /* Memory begins at space_at of the space. */
@@ -297,6 +299,7 @@ static void drop(fe_heap *heap) {
     if (s && s->stream) cudaStreamDestroy(s->stream);
     if (s && s->errands) cudaStreamDestroy(s->errands);
     if (s) cudaFreeHost(s->old);
+    if (s) cudaFree(s->boxes);
     if (s) pthread_mutex_destroy(&s->lock);
     if (s && s->fd >= 0) close(s->fd);
     if (s) free(s->how);
@@ -356,8 +359,68 @@ static ferry_status word(const fe_heap *heap, fe_errand errand, uint64_t at, uin
     return status;
 }
 
-const fe_memory fe_cuda_memory = {
-    .make = make, .meet = meet, .map = map, .unmap = unmap_peer, .drop = drop, .copy = copy, .word = word};
+/* ---- boxes that the network reaches ---- */
+
+/* Of what a network device has written to GPU memory a kernel may see the news first, unless the platform keeps such writes in order or
+ * they are flushed (CUDA's "GPUDirect RDMA" guide, memory ordering). */
+static ferry_status find_order(state *s, int rank) {
+    int ordering = 0, flushes = 0;
+    FE_CUDA_TRY(cudaDeviceGetAttribute(&ordering, cudaDevAttrGPUDirectRDMAWritesOrdering, s->device), rank,
+                "asking the GPU for the order of a network's writes");
+    FE_CUDA_TRY(cudaDeviceGetAttribute(&flushes, cudaDevAttrGPUDirectRDMAFlushWritesOptions, s->device), rank,
+                "asking the GPU how a network's writes are flushed");
+    s->flush = ordering < cudaGPUDirectRDMAWritesOrderingOwner;
+    if (!s->flush || flushes & cudaFlushGPUDirectRDMAWritesOptionHost) return FERRY_OK;
+    return fe_fail(FERRY_UNSUPPORTED, "rank %d: this GPU neither orders a network's writes nor flushes them", rank);
+}
+
+static ferry_status make_boxes(const fe_heap *heap) {
+    state *s = heap->memory_state;
+    FE_TRY(find_order(s, heap->rank));
+    return fe_cuda_ok(cudaMalloc(&s->boxes, heap->post_bytes - heap->boxes_at), heap->rank,
+                      "taking GPU memory for rows of other hosts");
+}
+
+static void *boxes(const fe_heap *heap, int *gpu) {
+    const state *s = heap->memory_state;
+    *gpu = s->device;
+    return s->boxes;
+}
+
+static void drop_boxes(const fe_heap *heap) {
+    state *s = heap->memory_state;
+    cudaFree(s->boxes);
+    s->boxes = NULL;
+}
+
+/* What the network's library asks of CUDA is no part of a graph that another thread may be capturing. */
+static ferry_status attend(const fe_heap *heap) {
+    const state *s = heap->memory_state;
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    FE_CUDA_TRY(cudaSetDevice(s->device), heap->rank, "choosing the GPU");
+    return fe_cuda_ok(cudaThreadExchangeStreamCaptureMode(&mode), heap->rank, "preparing the network's thread");
+}
+
+static ferry_status settle(const fe_heap *heap) {
+    const state *s = heap->memory_state;
+    if (!s->flush) return FERRY_OK;
+    return fe_cuda_ok(cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTargetCurrentDevice,
+                                                         cudaFlushGPUDirectRDMAWritesToOwner),
+                      heap->rank, "flushing what the network has written");
+}
+
+const fe_memory fe_cuda_memory = {.make = make,
+                                  .meet = meet,
+                                  .map = map,
+                                  .unmap = unmap_peer,
+                                  .drop = drop,
+                                  .copy = copy,
+                                  .word = word,
+                                  .make_boxes = make_boxes,
+                                  .boxes = boxes,
+                                  .drop_boxes = drop_boxes,
+                                  .attend = attend,
+                                  .settle = settle};
 
 int fe_cuda_memory_device(const fe_heap *heap) {
     return ((const state *)heap->memory_state)->device;

@@ -1,5 +1,5 @@
 /* Dispatch to other hosts: a token's row crosses the network once for each host, as a record (route/record.h) that is written to this rank's
- * outbox in host memory. Blocks take consecutive tokens; when a block has written their records it orders one write for each host. */
+ * outbox. Blocks take consecutive tokens; when a block has written their records it orders one write for each host. */
 #include "cuda/cast.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/record.cuh"
@@ -109,7 +109,7 @@ FE_DEVICE void pack_token(const fe_cuda_args &a, int token, size_t stride, char 
     for (int h = 0; h < w.hosts.count; h++) {
         int number = far.record[(size_t)h * a.route.shape.tokens + token];
         if (number < 0 || h == w.hosts.mine) continue;
-        char *to = w.here + fe_outbox(a, h) + w.boxes.tail_bytes + (size_t)number * stride;
+        char *to = w.boxed + fe_outbox(a, h) + w.boxes.tail_bytes + (size_t)number * stride;
         write_header(a, h, token, bench, to);
         if (a.pass.scatter.cast == FERRY_CAST_NONE)
             write_row(a.pass.scatter, token, to + far.header);
@@ -146,7 +146,7 @@ FE_DEVICE void push_tails(const fe_cuda_args &a) {
         int host = i / all, at = i % all, r = fe_hosts_rank(&w.hosts, host, at / width), u = at % width;
         if (host == w.hosts.mine) continue;
         bool there = u < (by_rank ? 1 : fe_map_local(&w.map, r));
-        ((int32_t *)(w.here + fe_outbox(a, host)))[at] =
+        ((int32_t *)(w.boxed + fe_outbox(a, host)))[at] =
             there ? a.route.scratch.keep[(by_rank ? r : w.map.rank_first[r]) + u] : 0;
     }
     __syncthreads();

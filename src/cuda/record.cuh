@@ -6,7 +6,7 @@
 
 #define FE_RECORD_BENCH ((FE_RECORD_MOST + 15) / 16 * 16) /* shared memory of a warp for a header */
 
-/* Offsets in this rank's post, and in its column's. */
+/* Offsets in this rank's post (to be added to world.boxed), and in its column's. */
 FE_DEVICE uint64_t fe_outbox(const fe_cuda_args &a, int host) {
     return a.world.boxes.outbox[a.pass.half] + (uint64_t)host * a.world.boxes.box_bytes;
 }

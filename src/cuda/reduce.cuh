@@ -36,7 +36,7 @@ FE_DEVICE fe_term fe_far_term(const fe_cuda_args &a, int token, int host) {
 
 /* Where the host's sums of this rank's tokens are. */
 FE_DEVICE const char *fe_sums_from(const fe_cuda_args &a, int host) {
-    return a.world.here + a.world.boxes.sums_in[a.pass.half] + (uint64_t)host * a.world.boxes.sum_bytes;
+    return a.world.boxed + a.world.boxes.sums_in[a.pass.half] + (uint64_t)host * a.world.boxes.sum_bytes;
 }
 
 /* Where all ranks are near. Unweighted: distinct rows in the order of summation. Weighted: every choice in turn. */

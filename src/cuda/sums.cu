@@ -33,7 +33,7 @@ FE_DEVICE const float *weights_of(const fe_cuda_args &a, const served &s, int nu
     const fe_cuda_world &w = a.world;
     int topk = a.route.shape.topk;
     if (!(s.wants & FE_WANTS_SENT)) return fe_record_weight(r, topk);
-    const char *sent = w.here + w.boxes.weights_in[a.pass.half] + (uint64_t)s.host * w.boxes.weight_bytes;
+    const char *sent = w.boxed + w.boxes.weights_in[a.pass.half] + (uint64_t)s.host * w.boxes.weight_bytes;
     return (const float *)sent + (size_t)number * topk;
 }
 
@@ -90,7 +90,7 @@ FE_DEVICE void bring_weights(const fe_cuda_args &a, const fe_board &b, const ser
     const fe_record *r = fe_record_kept(&a.route.far, a.route.shape.max_tokens, s.host, number);
     int topk = a.route.shape.topk;
     bool by_rank = a.route.shape.layout == FERRY_LAYOUT_RANK;
-    float *out = (float *)(a.world.here + sums_out(a, s.host) + a.world.boxes.sum_weights_at);
+    float *out = (float *)(a.world.boxed + sums_out(a, s.host) + a.world.boxes.sum_weights_at);
     for (int k = fe_lane(); k < topk; k += FE_WARP) {
         int slot = fe_record_slot(r, topk)[k];
         float weight = 0;
@@ -109,7 +109,7 @@ FE_DEVICE void bring_weights(const fe_cuda_args &a, const fe_board &b, const ser
 template <int IN>
 FE_DEVICE void sum_chunk(const fe_cuda_args &a, const fe_board &b, const served &s, int from, int to, bool wide) {
     int pieces = ((int)s.row_bytes + FE_SUM_PIECE - 1) / FE_SUM_PIECE, warps = (int)(blockDim.x / FE_WARP);
-    char *rows = a.world.here + sums_out(a, s.host);
+    char *rows = a.world.boxed + sums_out(a, s.host);
     for (int i = (int)threadIdx.x / FE_WARP; i < (to - from) * pieces; i += warps) {
         int number = from + i / pieces, piece = i % pieces;
         char *out = rows + (size_t)number * s.row_bytes;

@@ -65,8 +65,10 @@ ferry_status fe_body_lay_out(const ferry_group_config *cfg, const fe_map *map, i
     body->counts = take(&used, 2 * ranks * fe_counts_length(map), sizeof(int32_t));
     body->tails = take(&used, 2 * ranks * (size_t)map->most_local, sizeof(int32_t));
     body->small_bytes = used;
+    if (hosts > 1) used = (size_t)fe_align((int64_t)used, PAGE); /* boxes may be memory of another kind, */
+    body->boxes_at = used;
     if (hosts > 1) lay_boxes(cfg, map, (size_t)hosts, &used, body);
-    if (hosts > 1) used = (size_t)fe_align((int64_t)used, PAGE); /* what follows may be memory of another kind */
+    if (hosts > 1) used = (size_t)fe_align((int64_t)used, PAGE); /* and so may what follows */
     body->post_bytes = used;
     for (int half = 0; half < 2; half++) {
         body->receive[half].rows = take(&used, rows, body->row_bytes);

@@ -27,7 +27,8 @@ typedef struct fe_body {
     fe_boxes boxes;     /* several hosts */
     size_t bytes;       /* of the body */
     size_t small_bytes; /* of what comes first: touched whole */
-    size_t post_bytes;  /* with the boxes that come then: what other hosts write, or hear of */
+    size_t boxes_at;    /* then, from a page's beginning, boxes */
+    size_t post_bytes;  /* with them: what other hosts write, or hear of */
     size_t row_bytes;   /* the widest row */
     size_t scale_bytes; /* the most scales of a row */
     int64_t rows;       /* that each half holds */

@@ -84,6 +84,7 @@ static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
     e->heap.recorder_bytes = fe_recorder_bytes(g->ranks);
     e->heap.far_bytes = fe_room_bytes(&e->heap);
     e->heap.body_post = g->body.post_bytes;
+    e->heap.body_boxes = g->body.boxes_at;
     FE_TRY(fe_heap_create(boot, g->body.bytes, (size_t)g->config.heap_bytes, &e->heap));
     fe_body_move(&g->body, e->heap.body_at);
     ferry_status status = fe_group_settle_in(g);

@@ -106,6 +106,7 @@ static ferry_status make_own(regroup *r) {
     heap->memory = g->engine.device->memory;
     heap->recorder_bytes = fe_recorder_bytes(g->ranks);
     heap->body_post = g->body.post_bytes;
+    heap->body_boxes = g->body.boxes_at;
     FE_TRY(fe_heap_make(g->body.bytes, (size_t)g->config.heap_bytes, heap));
     fe_body_move(&g->body, heap->body_at);
     return FERRY_OK;

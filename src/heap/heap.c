@@ -31,6 +31,7 @@ static void lay_out(fe_heap *heap, size_t body_bytes, size_t user_bytes) {
     heap->user_bytes = page_up(user_bytes);
     heap->space_bytes = heap->user_at + heap->user_bytes;
     heap->space_at = heap->memory && heap->hosts.count > 1 ? page_up(heap->body_at + heap->body_post) : 0;
+    heap->boxes_at = heap->space_at ? heap->body_at + page_up(heap->body_boxes) : 0;
     heap->post_bytes = heap->space_at ? heap->space_at : heap->space_bytes;
     heap->bytes = heap->lead + (!heap->memory ? heap->space_bytes : heap->space_at);
 }

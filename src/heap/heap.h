@@ -9,8 +9,9 @@
  *             user_at     ferry_heap_alloc's
  *
  * On the CPU the space is the rest of the same memfd; a device with memory of its own makes and maps it by fe_memory. Where such a device's
- * ranks are on several hosts, the network reaches host memory alone: the space's beginning, up to space_at, then lies in the memfd and
- * is called the *post*. Everywhere else the post is the space. A memfd has no name: when the last process that maps it is gone, by
+ * ranks are on several hosts, the space's beginning, up to space_at, lies in the memfd and is called the *post*: there the network writes. Of
+ * it the boxes of rows, from boxes_at on, may be the device's all the same, where the network reaches that (GPUDirect). Everywhere else the
+ * post is the space. A memfd has no name: when the last process that maps it is gone, by
  * whatever death, so is the memory. */
 #ifndef FERRY_HEAP_HEAP_H
 #define FERRY_HEAP_HEAP_H
@@ -83,6 +84,15 @@ typedef struct fe_memory {
     /* FE_ADD, FE_SWAP or FE_SET of a word of this rank's space; *old: what it held. */
     ferry_status (*word)(const fe_heap *heap, fe_errand errand, uint64_t at, uint64_t value, uint64_t expected,
                          uint64_t *old);
+    /* GPUDirect: the boxes (heap->boxes_at up to post_bytes) in the device's own memory, for a network that reaches it. They are made when the
+     * group is, and then stay. boxes: NULL, there are none; *gpu: where, as the network's library counts. */
+    ferry_status (*make_boxes)(const fe_heap *heap);
+    void *(*boxes)(const fe_heap *heap, int *gpu);
+    void (*drop_boxes)(const fe_heap *heap); /* the network does not take them; before the device is opened */
+    /* The calling thread is the network's, whose library may use the device by itself. */
+    ferry_status (*attend)(const fe_heap *heap);
+    /* That thread: what the network has written there is seen by every kernel that hears of it from now on. */
+    ferry_status (*settle)(const fe_heap *heap);
 } fe_memory;
 
 struct fe_heap {
@@ -94,7 +104,9 @@ struct fe_heap {
     size_t recorder_bytes, lead; /* what is in the memfd before the space */
     size_t scratch_at, far_at, far_bytes, body_at, user_at, user_bytes, space_bytes;
     size_t body_post;        /* bytes of the body's beginning that belong to the post */
+    size_t body_boxes;       /* where in them the boxes for other hosts begin */
     size_t space_at;         /* where the space begins that is the device's: 0, unless there is a post of its own */
+    size_t boxes_at;         /* of the post's last part: it is this rank's and the network's alone. 0 as space_at */
     size_t post_bytes;       /* from offset 0 on */
     char **base;             /* [ranks] where each near rank's memfd is mapped here; far: NULL */
     char **space;            /* [ranks] where its space is, in the device's addresses; far: NULL */
@@ -112,7 +124,7 @@ struct fe_heap {
 };
 
 /* [collective over boot] Makes this rank's memory and maps the others'. Set before: rank, ranks, hosts, recorder_bytes, far_bytes, body_post,
- * memory, memory_state; fd -1. */
+ * body_boxes, memory, memory_state; fd -1. */
 ferry_status fe_heap_create(fe_boot *boot, size_t body_bytes, size_t user_bytes, fe_heap *heap);
 /* The same, where a group meets again. fe_heap_make: the part of a newcomer that needs nobody else, with the same lengths as the others
  * have. fe_heap_admit: [collective over boot] of the ranks that came (`who`): maps newcomers (`fresh`), who map all. before: what has

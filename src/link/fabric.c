@@ -197,4 +197,39 @@ ferry_status fe_fabric_choose(const fe_fabric *library, const fe_ofi_wish *wish,
     return FERRY_OK;
 }
 
+/* ---- a GPU's memory ---- */
+
+/* The device of this offer again. An address that was asked for is asked for again. */
+static int ask_again(const fe_ofi_wish *wish, const struct fi_info *offer, bool flags, struct fi_info **info) {
+    question q = {.provider = offer->fabric_attr->prov_name, .flags = flags};
+    struct fi_info *hints = hints_for(&q);
+    if (!hints) return -FI_ENOMEM;
+    hints->caps |= FI_HMEM;
+    hints->domain_attr->mr_mode |= FI_MR_HMEM;
+    hints->domain_attr->name = strdup(offer->domain_attr->name);
+    if (wish->addresses_given && offer->src_addr) {
+        hints->addr_format = offer->addr_format;
+        hints->src_addr = malloc(offer->src_addrlen);
+        if (hints->src_addr) memcpy(hints->src_addr, offer->src_addr, hints->src_addrlen = offer->src_addrlen);
+    }
+    int error = lib.getinfo(FE_FABRIC_API, NULL, NULL, 0, hints, info);
+    lib.freeinfo(hints);
+    return error;
+}
+
+ferry_status fe_fabric_for_gpus(const fe_fabric *library, const fe_ofi_wish *wish, struct fi_info *const *rail,
+                                int rails, bool flags, struct fi_info *reaching[FE_RAILS]) {
+    int found = 0, error = 0;
+    for (int i = 0; !error && i < rails; i++) {
+        struct fi_info *offers = NULL;
+        error = ask_again(wish, rail[i], flags, &offers);
+        if (!error) error = take(offers, reaching, &found);
+        if (offers) lib.freeinfo(offers);
+    }
+    if (!error) return FERRY_OK;
+    while (found > 0) lib.freeinfo(reaching[--found]);
+    return fe_fail(FERRY_UNSUPPORTED, "rank %d: libfabric's provider %s does not reach a GPU's memory: %s", wish->rank,
+                   rail[0]->fabric_attr->prov_name, library->strerror(-error));
+}
+
 #endif

@@ -27,4 +27,9 @@ ferry_status fe_fabric_load(const fe_fabric **library);
 ferry_status fe_fabric_choose(const fe_fabric *library, const fe_ofi_wish *wish, struct fi_info *rail[FE_RAILS],
                               int *rails, bool *flags);
 
+/* The same devices as in `rail`, so that all hosts choose alike, but reaching a GPU's memory as well: filled likewise. FERRY_UNSUPPORTED: one of
+ * them does not. */
+ferry_status fe_fabric_for_gpus(const fe_fabric *library, const fe_ofi_wish *wish, struct fi_info *const *rail,
+                                int rails, bool flags, struct fi_info *reaching[FE_RAILS]);
+
 #endif

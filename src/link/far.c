@@ -65,6 +65,21 @@ static ferry_status make_tables(fe_far *f) {
     return FERRY_OK;
 }
 
+static ferry_status make_boxes(const void *context, void **memory, int *gpu) {
+    const fe_heap *heap = context;
+    if (!heap->memory->boxes(heap, gpu)) FE_TRY(heap->memory->make_boxes(heap));
+    *memory = heap->memory->boxes(heap, gpu);
+    return FERRY_OK;
+}
+
+/* Where boxes are, kernels have been told by the time that the network is opened anew. */
+static fe_direct wish_direct(const fe_heap *heap, int64_t asked) {
+    int gpu;
+    if (!heap->boxes_at || !heap->memory->boxes) return FE_DIRECT_NEVER;
+    if (heap->era == 0) return (fe_direct)asked;
+    return heap->memory->boxes(heap, &gpu) ? FE_DIRECT_ALWAYS : FE_DIRECT_NEVER;
+}
+
 typedef struct introduction {
     int32_t status, parts;
     fe_ofi_card card;
@@ -75,10 +90,11 @@ static ferry_status open_network(fe_far *f, fe_boot *boot, fe_ofi_card *card) {
     const char *wanted = fe_env_text(FE_ENV_FERRY_FABRIC_ADDRESS);
     const fe_heap *heap = f->heap;
     FE_TRY(make_tables(f));
-    int64_t rails, flags, parts;
+    int64_t rails, flags, parts, direct;
     FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_RAILS, 0, 1, FE_RAILS, &rails));
     FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_FLAGS, 0, 0, 1, &flags));
     FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_PARTS, 0, 1, FE_PARTS, &parts));
+    FE_TRY(fe_env_number(FE_ENV_FERRY_FABRIC_GPUDIRECT, FE_DIRECT_MAYBE, 0, 1, &direct));
     f->parts = (int)parts;
     if (!heap->hosts.one_machine) fe_boot_address(boot, address);
     const char *own = *address ? address : NULL;
@@ -91,8 +107,15 @@ static ferry_status open_network(fe_far *f, fe_boot *boot, fe_ofi_card *card) {
                         .rails = (int)rails,
                         .flags = flags != 0,
                         .memory = heap->post[heap->rank],
-                        .bytes = heap->post_bytes};
+                        .bytes = heap->post_bytes,
+                        .split = heap->boxes_at,
+                        .direct = wish_direct(heap, direct),
+                        .without_cuda = direct != FE_DIRECT_ALWAYS,
+                        .above = make_boxes,
+                        .context = heap};
     FE_TRY(fe_ofi_open(&wish, &f->ofi, card));
+    f->inbox.direct = fe_ofi_direct(f->ofi);
+    if (wish.direct == FE_DIRECT_MAYBE && !f->inbox.direct) heap->memory->drop_boxes(heap);
     f->inbox.tag = card->tag;
     f->inbox.ordered = fe_ofi_by_flags(f->ofi);
     return FERRY_OK;

@@ -61,6 +61,11 @@ static void publish(const fe_heap *heap, fe_kind kind, int half, int source, con
     fe_link_signal_for(heap, source, heap->rank, kind, half, l->word, l->epoch);
 }
 
+/* To the boxes: rows, sums, or an owner's weights. */
+static bool brings_rows(fe_kind kind) {
+    return kind >= FE_LANDED || kind == FE_OFFER;
+}
+
 static bool open_letter(fe_inbox *in, int kind, int half, int source) {
     const fe_heap *heap = in->heap;
     int host = heap->hosts.host_of[source];
@@ -70,6 +75,8 @@ static bool open_letter(fe_inbox *in, int kind, int half, int source) {
     if (!in->ordered && in->chunks[box] < l.chunks) return true; /* its last chunk comes back here */
     in->letter[box] = false;
     if (!check_letter(in, kind, half, source, &l)) return false;
+    if (in->direct && brings_rows((fe_kind)kind) && heap->memory->settle(heap) != FERRY_OK)
+        return refuse(in, "a note of rows in GPU memory: %.150s", ferry_last_error());
     publish(heap, (fe_kind)kind, half, source, &l);
     return true;
 }

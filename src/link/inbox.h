@@ -11,6 +11,7 @@ typedef struct fe_inbox {
     const fe_heap *heap;
     uint32_t tag;
     bool ordered;     /* writes arrive in their order, and what follows data has it before it: no data is heard of */
+    bool direct;      /* rows arrive in the device's memory */
     uint64_t *chunks; /* [FE_KINDS][2][hosts] arrived so far */
     bool *letter;     /* [FE_KINDS][2][hosts] one is here and waits for its chunks */
     uint64_t *puts;   /* [ranks] pieces of puts */

@@ -7,7 +7,7 @@
 static inline void *fe_near(const fe_heap *heap, int rank, uint64_t offset) {
     return heap->space[rank] + offset;
 }
-/* What notes, and the network, are in: host memory, wherever the space is. */
+/* What notes, and what else the network carries but for rows, are in: host memory, wherever the space is. On the CPU rows as well. */
 static inline void *fe_post(const fe_heap *heap, int rank, uint64_t offset) {
     return heap->post[rank] + offset;
 }

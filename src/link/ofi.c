@@ -14,7 +14,16 @@
 #include <rdma/fi_rma.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/random.h>
+
+enum { BELOW, ABOVE, PIECES }; /* the split */
+
+typedef struct piece {
+    char *memory;
+    uint64_t from, to; /* offsets */
+    int gpu;           /* a GPU's, of this number; -1: the host's */
+} piece;
 
 typedef struct rail {
     struct fi_info *info;
@@ -23,11 +32,10 @@ typedef struct rail {
     struct fid_av *av;
     struct fid_cq *sent, *arrived;
     struct fid_ep *ep;
-    struct fid_mr *mr;
-    void *desc;
+    struct fid_mr *mr[PIECES];
+    void *desc[PIECES];
     bool wide;       /* immediates have 64 bits: the upper half repeats the tag, all of it */
     fi_addr_t *peer; /* [ranks] */
-    uint64_t *key, *base;
 } rail;
 
 struct fe_ofi {
@@ -35,8 +43,10 @@ struct fe_ofi {
     int rank, each, rails;
     rail rail[FE_RAILS];
     bool flags;
-    char *memory;
-    size_t bytes;
+    uint64_t split; /* ~0: none. A peer may have two pieces where this rank has one */
+    piece piece[PIECES];
+    int pieces;        /* 1: all is in the first */
+    fe_ofi_card *card; /* [ranks] */
     uint32_t tag;
     uint32_t *peer_tag;  /* [ranks] */
     uint8_t *peer_rails; /* [ranks] by how many it is reached */
@@ -50,7 +60,19 @@ static ferry_status fail_ofi(const fe_ofi *o, int error, const char *what) {
 
 /* ---- opening ---- */
 
-static int open_queues(rail *r) {
+/* The network's own way to a GPU's memory. By CUDA's, a copy on this thread could wait for a kernel that waits for what it copies. Over verbs
+ * the device itself carries out writes and reads: rxm, which says no, copies messages alone (libfabric's rxm_rma.c), and here are none. */
+static int forbid_cuda(const fe_ofi *o, rail *r) {
+    if (strncmp(r->info->fabric_attr->prov_name, "verbs", 5) == 0) return 0;
+    enum { CUDA_API_PERMITTED = FI_OPT_XPU_TRIGGER + 1 }; /* of libfabric 1.18, whose headers need not be here */
+    int required = FI_HMEM_P2P_REQUIRED;
+    bool permitted = false;
+    if (FI_VERSION_GE(o->lib->version(), FI_VERSION(1, 18)))
+        return fi_setopt(&r->ep->fid, FI_OPT_ENDPOINT, CUDA_API_PERMITTED, &permitted, sizeof permitted);
+    return fi_setopt(&r->ep->fid, FI_OPT_ENDPOINT, FI_OPT_FI_HMEM_P2P, &required, sizeof required);
+}
+
+static int open_queues(const fe_ofi *o, rail *r, bool without_cuda) {
     struct fi_cq_attr queue = {.format = FI_CQ_FORMAT_DATA, .wait_obj = FI_WAIT_NONE, .size = 4096};
     struct fi_av_attr addresses = {.type = FI_AV_TABLE};
     int error = fi_domain(r->fabric, r->info, &r->domain, NULL);
@@ -59,6 +81,7 @@ static int open_queues(rail *r) {
     if (!error) error = fi_cq_open(r->domain, &queue, &r->sent, NULL);
     if (!error) error = fi_cq_open(r->domain, &queue, &r->arrived, NULL);
     if (!error) error = fi_endpoint(r->domain, r->info, &r->ep, NULL);
+    if (!error && without_cuda) error = forbid_cuda(o, r);
     if (!error) error = fi_ep_bind(r->ep, &r->av->fid, 0);
     if (!error) error = fi_ep_bind(r->ep, &r->sent->fid, FI_TRANSMIT);
     if (!error) error = fi_ep_bind(r->ep, &r->arrived->fid, FI_RECV);
@@ -66,51 +89,137 @@ static int open_queues(rail *r) {
     return error;
 }
 
-static int share_memory(rail *r, void *memory, size_t bytes, uint64_t *key) {
+static int share_piece(rail *r, const piece *p, uint64_t key, struct fid_mr **mr) {
     int mode = r->info->domain_attr->mr_mode;
-    int error = fi_mr_reg(r->domain, memory, bytes, FI_WRITE | FI_READ | FI_REMOTE_WRITE | FI_REMOTE_READ, 0, *key, 0,
-                          &r->mr, NULL);
-    if (!error && mode & FI_MR_ENDPOINT) error = fi_mr_bind(r->mr, &r->ep->fid, 0);
-    if (!error && mode & FI_MR_ENDPOINT) error = fi_mr_enable(r->mr);
-    if (error) return error;
-    r->desc = fi_mr_desc(r->mr);
-    *key = fi_mr_key(r->mr);
-    return 0;
+    struct iovec where = {p->memory, p->to - p->from};
+    struct fi_mr_attr attr = {.mr_iov = &where,
+                              .iov_count = 1,
+                              .access = FI_WRITE | FI_READ | FI_REMOTE_WRITE | FI_REMOTE_READ,
+                              .requested_key = key,
+                              .iface = p->gpu >= 0 ? FI_HMEM_CUDA : FI_HMEM_SYSTEM};
+    if (p->gpu >= 0) attr.device.cuda = p->gpu;
+    int error = fi_mr_regattr(r->domain, &attr, 0, mr);
+    if (!error && mode & FI_MR_ENDPOINT) error = fi_mr_bind(*mr, &r->ep->fid, 0);
+    if (!error && mode & FI_MR_ENDPOINT) error = fi_mr_enable(*mr);
+    return error;
 }
 
-static ferry_status open_rail(fe_ofi *o, rail *r, fe_ofi_rail *card) {
-    uint64_t drawn;
-    size_t room = sizeof card->name, key_bytes = r->info->domain_attr->mr_key_size;
+/* Where the provider lets us choose, the key cannot be guessed: it is what lets somebody write here. */
+static ferry_status share_memory(const fe_ofi *o, rail *r, fe_ofi_rail *card) {
+    size_t key_bytes = r->info->domain_attr->mr_key_size;
+    bool by_address = r->info->domain_attr->mr_mode & FI_MR_VIRT_ADDR;
+    for (int i = 0; i < PIECES; i++) {
+        const piece *p = &o->piece[i < o->pieces ? i : BELOW];
+        uint64_t drawn;
+        int error = 0;
+        if (getrandom(&drawn, sizeof drawn, 0) != (ssize_t)sizeof drawn) return fe_fail_errno("drawing a memory key");
+        if (key_bytes < 8) drawn &= ((uint64_t)1 << 8 * key_bytes) - 1;
+        if (i < o->pieces) error = share_piece(r, p, drawn, &r->mr[i]);
+        if (error)
+            return fail_ofi(o, error,
+                            p->gpu >= 0 ? "registering GPU memory with libfabric"
+                                        : "registering the heap with libfabric");
+        struct fid_mr *mr = r->mr[i < o->pieces ? i : BELOW];
+        r->desc[i] = fi_mr_desc(mr);
+        card->key[i] = fi_mr_key(mr);
+        card->base[i] = (by_address ? (uint64_t)(uintptr_t)p->memory : 0) - p->from;
+    }
+    return FERRY_OK;
+}
+
+static ferry_status open_rail(fe_ofi *o, rail *r, bool without_cuda) {
     int error = o->lib->fabric(r->info->fabric_attr, &r->fabric, NULL);
     if (error) return fail_ofi(o, error, "opening libfabric's fabric");
-    error = open_queues(r);
-    if (error) return fail_ofi(o, error, "opening libfabric's endpoint");
-    if (getrandom(&drawn, sizeof drawn, 0) != (ssize_t)sizeof drawn) return fe_fail_errno("drawing a memory key");
-    /* Where the provider lets us choose, the key cannot be guessed: it is what lets somebody write here. */
-    card->key = key_bytes < 8 ? drawn & (((uint64_t)1 << 8 * key_bytes) - 1) : drawn;
-    error = share_memory(r, o->memory, o->bytes, &card->key);
-    if (error) return fail_ofi(o, error, "registering the heap with libfabric");
-    card->base = r->info->domain_attr->mr_mode & FI_MR_VIRT_ADDR ? (uint64_t)(uintptr_t)o->memory : 0;
-    error = fi_getname(&r->ep->fid, card->name, &room);
+    error = open_queues(o, r, without_cuda);
+    return error ? fail_ofi(o, error, "opening libfabric's endpoint") : FERRY_OK;
+}
+
+static ferry_status introduce_rail(fe_ofi *o, rail *r, fe_ofi_rail *card) {
+    size_t room = sizeof card->name;
+    FE_TRY(share_memory(o, r, card));
+    int error = fi_getname(&r->ep->fid, card->name, &room);
     if (error) return fail_ofi(o, error, "asking libfabric for the endpoint's name");
     card->name_bytes = (uint32_t)room;
     r->wide = r->info->domain_attr->cq_data_size >= 8;
-    fe_log(FE_INFO, FE_INIT, "rank %d: libfabric %u.%u, provider %s, device %s", o->rank, FI_MAJOR(o->lib->version()),
-           FI_MINOR(o->lib->version()), r->info->fabric_attr->prov_name, r->info->domain_attr->name);
+    fe_log(FE_INFO, FE_INIT, "rank %d: libfabric %u.%u, provider %s, device %s%s", o->rank, FI_MAJOR(o->lib->version()),
+           FI_MINOR(o->lib->version()), r->info->fabric_attr->prov_name, r->info->domain_attr->name,
+           fe_ofi_direct(o) ? ", rows in GPU memory" : "");
     return FERRY_OK;
 }
 
-static ferry_status open_all(fe_ofi *o, const fe_ofi_wish *wish, fe_ofi_card *card) {
-    struct fi_info *info[FE_RAILS];
-    FE_TRY(fe_fabric_choose(o->lib, wish, info, &o->rails, &o->flags));
-    for (int i = 0; i < o->rails; i++) o->rail[i].info = info[i];
-    if (getrandom(&o->tag, sizeof o->tag, 0) != (ssize_t)sizeof o->tag) return fe_fail_errno("drawing a tag");
-    snprintf(card->provider, sizeof card->provider, "%s", info[0]->fabric_attr->prov_name);
-    card->tag = o->tag;
-    card->rails = (uint16_t)o->rails;
-    card->flags = o->flags;
-    for (int i = 0; i < o->rails; i++) FE_TRY(open_rail(o, &o->rail[i], &card->rail[i]));
+static ferry_status lay_pieces(fe_ofi *o, const fe_ofi_wish *wish, bool direct) {
+    piece *below = &o->piece[BELOW], *above = &o->piece[ABOVE];
+    void *memory = NULL;
+    *below = (piece){.memory = wish->memory, .to = direct ? wish->split : wish->bytes, .gpu = -1};
+    *above = (piece){.from = wish->split, .to = wish->bytes, .gpu = -1};
+    o->pieces = 1 + direct;
+    if (direct) FE_TRY(wish->above(wish->context, &memory, &above->gpu));
+    above->memory = memory;
     return FERRY_OK;
+}
+
+/* A GPU's memory is made when the network has promised to reach it. Takes the offers. */
+static ferry_status open_rails(fe_ofi *o, const fe_ofi_wish *wish, struct fi_info *const *offer, int rails, bool direct,
+                               fe_ofi_card *card) {
+    *card = (fe_ofi_card){.tag = o->tag, .rails = (uint16_t)rails, .flags = o->flags};
+    snprintf(card->provider, sizeof card->provider, "%s", offer[0]->fabric_attr->prov_name);
+    o->rails = rails;
+    for (int i = 0; i < rails; i++) o->rail[i].info = offer[i];
+    for (int i = 0; i < rails; i++) FE_TRY(open_rail(o, &o->rail[i], direct && wish->without_cuda));
+    FE_TRY(lay_pieces(o, wish, direct));
+    for (int i = 0; i < rails; i++) FE_TRY(introduce_rail(o, &o->rail[i], &card->rail[i]));
+    return FERRY_OK;
+}
+
+static void close_fid(struct fid *fid) {
+    if (fid) fi_close(fid);
+}
+
+static void close_rail(const fe_fabric *lib, rail *r) {
+    for (int i = 0; i < PIECES; i++)
+        close_fid(r->mr[i] ? &r->mr[i]->fid : NULL); /* first: some bind it to the endpoint */
+    close_fid(r->ep ? &r->ep->fid : NULL);
+    close_fid(r->sent ? &r->sent->fid : NULL);
+    close_fid(r->arrived ? &r->arrived->fid : NULL);
+    close_fid(r->av ? &r->av->fid : NULL);
+    close_fid(r->domain ? &r->domain->fid : NULL);
+    close_fid(r->fabric ? &r->fabric->fid : NULL);
+    if (r->info) lib->freeinfo(r->info);
+    free(r->peer);
+    *r = (rail){.info = NULL};
+}
+
+static void close_rails(fe_ofi *o) {
+    for (int i = 0; i < o->rails; i++) close_rail(o->lib, &o->rail[i]);
+    o->rails = 0;
+}
+
+static ferry_status open_direct(fe_ofi *o, const fe_ofi_wish *wish, struct fi_info *const *offer, int rails,
+                                fe_ofi_card *card) {
+    struct fi_info *reaching[FE_RAILS];
+    FE_TRY(fe_fabric_for_gpus(o->lib, wish, offer, rails, o->flags, reaching));
+    ferry_status status = open_rails(o, wish, reaching, rails, true, card);
+    if (status != FERRY_OK) close_rails(o);
+    return status;
+}
+
+/* A GPU's memory is reached where that can be done; else rows pass through the host's. */
+static ferry_status open_some(fe_ofi *o, const fe_ofi_wish *wish, fe_ofi_card *card) {
+    struct fi_info *offer[FE_RAILS];
+    int rails;
+    o->split = wish->split ? wish->split : ~(uint64_t)0;
+    if (getrandom(&o->tag, sizeof o->tag, 0) != (ssize_t)sizeof o->tag) return fe_fail_errno("drawing a tag");
+    FE_TRY(fe_fabric_choose(o->lib, wish, offer, &rails, &o->flags));
+    if (wish->split && wish->direct != FE_DIRECT_NEVER) {
+        ferry_status status = open_direct(o, wish, offer, rails, card);
+        if (status == FERRY_OK || wish->direct == FE_DIRECT_ALWAYS) {
+            while (rails > 0) o->lib->freeinfo(offer[--rails]);
+            return status;
+        }
+        fe_log(FE_INFO, FE_INIT, "rank %d: rows of other hosts pass through host memory: %s", o->rank,
+               ferry_last_error());
+    }
+    return open_rails(o, wish, offer, rails, false, card);
 }
 
 ferry_status fe_ofi_open(const fe_ofi_wish *wish, fe_ofi **ofi, fe_ofi_card *card) {
@@ -122,9 +231,7 @@ ferry_status fe_ofi_open(const fe_ofi_wish *wish, fe_ofi **ofi, fe_ofi_card *car
     o->lib = lib;
     o->rank = wish->rank;
     o->each = wish->each;
-    o->memory = wish->memory;
-    o->bytes = wish->bytes;
-    ferry_status status = open_all(o, wish, card);
+    ferry_status status = open_some(o, wish, card);
     if (status != FERRY_OK) {
         fe_ofi_close(o);
         return status;
@@ -153,8 +260,6 @@ static ferry_status meet_one(fe_ofi *o, const fe_ofi_card *theirs, int peer) {
         rail *r = &o->rail[i];
         if (fi_av_insert(r->av, theirs->rail[i].name, 1, &r->peer[peer], 0, NULL) != 1)
             return fe_fail(FERRY_SYSTEM, "rank %d: libfabric does not take the address of rank %d", o->rank, peer);
-        r->key[peer] = theirs->rail[i].key;
-        r->base[peer] = theirs->rail[i].base;
     }
     return FERRY_OK;
 }
@@ -163,15 +268,15 @@ ferry_status fe_ofi_meet(fe_ofi *o, const fe_ofi_card *cards, int ranks) {
     size_t n = (size_t)ranks;
     o->peer_tag = calloc(n, sizeof *o->peer_tag);
     o->peer_rails = calloc(n, sizeof *o->peer_rails);
-    bool there = o->peer_tag && o->peer_rails;
+    o->card = calloc(n, sizeof *o->card);
+    bool there = o->peer_tag && o->peer_rails && o->card;
     for (int i = 0; i < o->rails; i++) {
         rail *r = &o->rail[i];
         r->peer = calloc(n, sizeof *r->peer);
-        r->key = calloc(n, sizeof *r->key);
-        r->base = calloc(n, sizeof *r->base);
-        there = there && r->peer && r->key && r->base;
+        there = there && r->peer;
     }
     if (!there) return fe_fail(FERRY_NOMEM, "rank %d: no memory for the addresses of %d ranks", o->rank, ranks);
+    memcpy(o->card, cards, n * sizeof *cards);
     for (int r = 0; r < ranks; r++) {
         if (!cards[r].provider[0]) continue; /* it is not there */
         FE_TRY(fits(o, &cards[o->rank], &cards[r], r));
@@ -194,27 +299,10 @@ void fe_ofi_pin(const fe_ofi *o) {
     fe_pin_near(o->rank, &device);
 }
 
-static void close_fid(struct fid *fid) {
-    if (fid) fi_close(fid);
-}
-
-static void close_rail(const fe_fabric *lib, rail *r) {
-    close_fid(r->mr ? &r->mr->fid : NULL); /* first: some providers bind it to the endpoint */
-    close_fid(r->ep ? &r->ep->fid : NULL);
-    close_fid(r->sent ? &r->sent->fid : NULL);
-    close_fid(r->arrived ? &r->arrived->fid : NULL);
-    close_fid(r->av ? &r->av->fid : NULL);
-    close_fid(r->domain ? &r->domain->fid : NULL);
-    close_fid(r->fabric ? &r->fabric->fid : NULL);
-    if (r->info) lib->freeinfo(r->info);
-    free(r->peer);
-    free(r->key);
-    free(r->base);
-}
-
 void fe_ofi_close(fe_ofi *o) {
     if (!o) return;
-    for (int i = 0; i < o->rails; i++) close_rail(o->lib, &o->rail[i]);
+    close_rails(o);
+    free(o->card);
     free(o->peer_tag);
     free(o->peer_rails);
     free(o);
@@ -230,6 +318,23 @@ static rail *rail_to(fe_ofi *o, int peer, uint32_t immediate) {
     return &o->rail[o->peer_rails[peer] ? which % o->peer_rails[peer] : 0];
 }
 
+/* A range, here and there. */
+typedef struct span {
+    char *at;
+    void *desc;
+    uint64_t to, key;
+} span;
+
+static bool find_span(const fe_ofi *o, const rail *r, int peer, uint64_t local, uint64_t remote, size_t bytes,
+                      span *s) {
+    int mine = local >= o->split, theirs = remote >= o->split;
+    const piece *p = &o->piece[mine < o->pieces ? mine : BELOW];
+    const fe_ofi_rail *card = &o->card[peer].rail[r - o->rail];
+    if (local - p->from > p->to - p->from || bytes > p->to - local) return false;
+    *s = (span){p->memory + (local - p->from), r->desc[mine], card->base[theirs] + remote, card->key[theirs]};
+    return true;
+}
+
 static int taken(ssize_t result) {
     return result == -FI_EAGAIN ? 1 : (int)result;
 }
@@ -237,13 +342,16 @@ static int taken(ssize_t result) {
 int fe_ofi_write(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t bytes, uint32_t immediate,
                  void *context) {
     rail *r = rail_to(o, peer, immediate);
-    char *from = o->memory + local;
-    uint64_t to = r->base[peer] + remote;
-    if (!immediate || o->flags)
-        return taken(fi_write(r->ep, from, bytes, r->desc, r->peer[peer], to, r->key[peer], context));
+    span s;
+    if (!find_span(o, r, peer, local, remote, bytes, &s)) return -FI_EINVAL;
+    if (!immediate || o->flags) return taken(fi_write(r->ep, s.at, bytes, s.desc, r->peer[peer], s.to, s.key, context));
     uint64_t data = fe_immediate_tag(immediate, o->peer_tag[peer]);
     if (r->wide) data |= (uint64_t)o->peer_tag[peer] << 32;
-    return taken(fi_writedata(r->ep, from, bytes, r->desc, data, r->peer[peer], to, r->key[peer], context));
+    return taken(fi_writedata(r->ep, s.at, bytes, s.desc, data, r->peer[peer], s.to, s.key, context));
+}
+
+bool fe_ofi_direct(const fe_ofi *o) {
+    return o->pieces > 1;
 }
 
 bool fe_ofi_by_flags(const fe_ofi *o) {
@@ -256,8 +364,9 @@ uint32_t fe_ofi_tag(const fe_ofi *o, int peer) {
 
 int fe_ofi_read(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t bytes, void *context) {
     rail *r = rail_to(o, peer, 0);
-    return taken(fi_read(r->ep, o->memory + local, bytes, r->desc, r->peer[peer], r->base[peer] + remote, r->key[peer],
-                         context));
+    span s;
+    if (!find_span(o, r, peer, local, remote, bytes, &s)) return -FI_EINVAL;
+    return taken(fi_read(r->ep, s.at, bytes, s.desc, r->peer[peer], s.to, s.key, context));
 }
 
 static int read_error(fe_ofi *o, struct fid_cq *queue, struct fi_cq_err_entry *entry) {
@@ -368,6 +477,10 @@ int fe_ofi_write(fe_ofi *ofi, int peer, uint64_t local, uint64_t remote, size_t 
     return -1;
 }
 bool fe_ofi_by_flags(const fe_ofi *ofi) {
+    (void)ofi;
+    return false;
+}
+bool fe_ofi_direct(const fe_ofi *ofi) {
     (void)ofi;
     return false;
 }

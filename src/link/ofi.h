@@ -1,6 +1,8 @@
-/* The network, by libfabric: reliable-datagram endpoints (*rails*, one on each network device that the rank uses), one piece of registered
- * memory, writes that bring 32 bits along (remote completion data) and reads. Writes take the rails by turns: nothing may count on their
- * order. Used by one thread at a time.
+/* The network, by libfabric: reliable-datagram endpoints (*rails*, one on each network device that the rank uses), registered memory, writes
+ * that bring 32 bits along (remote completion data) and reads. Writes take the rails by turns: nothing may count on their order. Used by
+ * one thread at a time.
+ *
+ * The memory is one range of offsets; what lies above `split` may be a GPU's, which the network then reads and writes itself (FI_HMEM).
  *
  * A provider whose writes bring nothing along (cxi) must keep them in order, and arrivals are told by *flags*: what is to be heard is
  * written, then a word behind it. A rank then reaches each other one by a single rail. */
@@ -12,6 +14,8 @@
 #include <stdbool.h>
 
 typedef struct fe_ofi fe_ofi;
+
+typedef enum fe_direct { FE_DIRECT_NEVER, FE_DIRECT_ALWAYS, FE_DIRECT_MAYBE } fe_direct;
 
 /* What the network is to be opened with. */
 typedef struct fe_ofi_wish {
@@ -25,14 +29,20 @@ typedef struct fe_ofi_wish {
     bool flags;           /* arrivals by flags even where data could come with a write */
     void *memory;         /* what the network writes and reads */
     size_t bytes;
+    size_t split;      /* the same on all ranks. 0: none */
+    fe_direct direct;  /* is what is above it to be a GPU's? maybe: where the provider reaches that */
+    bool without_cuda; /* and by no copy of CUDA's, which could wait for a kernel that waits for the network */
+    /* Makes that memory, or has it already. *gpu: libfabric's number of the device; -1: it is the host's all the same */
+    ferry_status (*above)(const void *context, void **memory, int *gpu);
+    const void *context;
 } fe_ofi_wish;
 
 /* What a rank tells the others so that they can write to it. */
 typedef struct fe_ofi_rail {
     uint8_t name[112]; /* of its endpoint */
     uint32_t name_bytes;
-    uint64_t key;  /* of its memory */
-    uint64_t base; /* what an offset is added to */
+    uint64_t key[2];  /* of its memory below and above the split */
+    uint64_t base[2]; /* what an offset is added to */
 } fe_ofi_rail;
 
 typedef struct fe_ofi_card {
@@ -48,10 +58,12 @@ ferry_status fe_ofi_open(const fe_ofi_wish *wish, fe_ofi **ofi, fe_ofi_card *car
 /* [ranks] cards: whom `peer` means from now on. Connections are made when first used. */
 ferry_status fe_ofi_meet(fe_ofi *ofi, const fe_ofi_card *cards, int ranks);
 void fe_ofi_close(fe_ofi *ofi);
+/* What is above the split is what the wish has made. */
+bool fe_ofi_direct(const fe_ofi *ofi);
 /* The calling thread, which is to be the network's, near the first rail's device. */
 void fe_ofi_pin(const fe_ofi *ofi);
 
-/* Offsets are into the two memories. immediate 0: none. context comes back by fe_ofi_sent. 0: it is under way; 1: not now, try again;
+/* Offsets are into this rank's memory and the peer's; neither range may cross the split. immediate 0: none. context comes back by fe_ofi_sent. 0: it is under way; 1: not now, try again;
  * negative: -FI_E... */
 int fe_ofi_write(fe_ofi *ofi, int peer, uint64_t local, uint64_t remote, size_t bytes, uint32_t immediate,
                  void *context);

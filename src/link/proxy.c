@@ -147,7 +147,7 @@ static fe_kernel_order *next_kernel_order(const fe_far *f) {
     return fe_heap_staged(f->heap) ? &ring[f->kernel_orders % FE_KERNEL_ORDERS] : NULL;
 }
 
-/* Acquire: the order, and the rows in host memory that it speaks of. */
+/* Acquire: the order, and the rows that it speaks of. */
 static bool kernel_waits(const fe_far *f) {
     const fe_kernel_order *c = next_kernel_order(f);
     return c && atomic_load_explicit(&c->turn, memory_order_acquire) == fe_kernel_turn(f->kernel_orders) + 1;
@@ -337,6 +337,8 @@ void *fe_proxy_run(void *far) {
     fe_far *f = far;
     here = f;
     fe_ofi_pin(f->ofi);
+    if (fe_ofi_direct(f->ofi) && f->heap->memory->attend(f->heap) != FERRY_OK)
+        fe_log(FE_WARN, FE_MOVE, "rank %d: the network's thread: %s", f->heap->rank, ferry_last_error());
     for (int64_t idle_since = 0; !atomic_load(&f->leaving);) {
         if (work(f) || atomic_exchange(&f->stirred, false))
             idle_since = 0;

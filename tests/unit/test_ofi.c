@@ -25,7 +25,7 @@ enum { BYTES = 65536, PIECE = 1024, MOST = 4 };
 typedef struct end {
     fe_ofi *ofi;
     fe_ofi_card card;
-    char *memory;
+    char *memory, *above; /* above: of a range that is split, the rest */
     int sent, failed, arrived;
     uint32_t said[64];
     uint64_t context[64][FE_OFI_CONTEXT / 8];
@@ -35,12 +35,22 @@ typedef struct end {
 static end ends[MOST];
 static int count;
 
+static char *new_memory(void) {
+    char *memory = aligned_alloc(4096, BYTES);
+    assert_non_null(memory);
+    memset(memory, 0, BYTES);
+    return memory;
+}
+
+static void free_end(end *e) {
+    free(e->memory);
+    free(e->above);
+}
+
 static bool open_end(int rank, const char *addresses, bool flags) {
     end *e = &ends[count];
     memset(e, 0, sizeof *e);
-    e->memory = aligned_alloc(4096, BYTES);
-    assert_non_null(e->memory);
-    memset(e->memory, 0, BYTES);
+    e->memory = new_memory();
     fe_ofi_wish wish = {.rank = rank,
                         .each = 1,
                         .provider = "tcp;ofi_rxm",
@@ -50,7 +60,38 @@ static bool open_end(int rank, const char *addresses, bool flags) {
                         .memory = e->memory,
                         .bytes = BYTES};
     if (fe_ofi_open(&wish, &e->ofi, &e->card) != FERRY_OK) {
-        free(e->memory);
+        free_end(e);
+        return false;
+    }
+    count++;
+    return true;
+}
+
+enum { SPLIT = 16 * PIECE };
+
+static ferry_status make_above(const void *context, void **memory, int *gpu) {
+    *gpu = -1; /* host memory, in the place of a GPU's */
+    *memory = ((const end *)context)->above;
+    return FERRY_OK;
+}
+
+/* As where rows are a GPU's: with a provider that takes such memory. */
+static bool open_split(int rank, fe_direct direct) {
+    end *e = &ends[count];
+    memset(e, 0, sizeof *e);
+    e->memory = new_memory();
+    e->above = new_memory();
+    fe_ofi_wish wish = {.rank = rank,
+                        .each = 1,
+                        .provider = "shm",
+                        .memory = e->memory,
+                        .bytes = BYTES,
+                        .split = SPLIT,
+                        .direct = direct,
+                        .above = make_above,
+                        .context = e};
+    if (fe_ofi_open(&wish, &e->ofi, &e->card) != FERRY_OK) {
+        free_end(e);
         return false;
     }
     count++;
@@ -61,7 +102,7 @@ static int close_all(void **state) {
     (void)state;
     for (; count > 0; count--) {
         fe_ofi_close(ends[count - 1].ofi);
-        free(ends[count - 1].memory);
+        free_end(&ends[count - 1]);
     }
     return 0;
 }
@@ -137,6 +178,65 @@ static void test_writes(void **state) {
     }
 }
 
+/* What is above the split goes to the other memory of a rank that has one, and to the same of one that has not; nothing crosses the split. */
+static void writes_about_a_split(bool to_split, bool from_split) {
+    if (!open_split(0, to_split ? FE_DIRECT_ALWAYS : FE_DIRECT_NEVER) ||
+        !open_split(1, from_split ? FE_DIRECT_ALWAYS : FE_DIRECT_NEVER)) {
+        print_message("SKIP no shm of libfabric's: %s\n", ferry_last_error());
+        return;
+    }
+    end *to = &ends[0], *from = &ends[1];
+    meet(to, &to->card, &from->card);
+    meet(from, &to->card, &from->card);
+    assert_int_equal(fe_ofi_direct(to->ofi), to_split);
+    assert_int_equal(fe_ofi_direct(from->ofi), from_split);
+    for (int i = 0; i < 32; i++) {
+        char *at = from_split && i >= 16 ? from->above - SPLIT : from->memory;
+        memset(at + i * PIECE, 'a' + i, PIECE);
+    }
+    for (int i = 0; i < 32; i++) assert_true(write_piece(from, 0, (size_t)i * PIECE, chunk));
+    assert_true(until(&from->sent, 32, 5000));
+    assert_true(until(&to->arrived, 32, 5000));
+    assert_int_equal(from->failed, 0);
+    for (int i = 0; i < 32 * PIECE; i++) {
+        const char *at = to_split && i >= SPLIT ? to->above - SPLIT : to->memory;
+        assert_int_equal((uint8_t)at[i], 'a' + i / PIECE);
+    }
+    for (int i = 0; to_split && i < 16 * PIECE; i++) assert_int_equal(to->memory[SPLIT + i], 0);
+    if (from_split) assert_false(write_piece(from, 0, SPLIT - PIECE / 2, chunk));
+    assert_false(write_piece(from, 0, BYTES - PIECE / 2, chunk));
+}
+
+static void test_split(void **state) {
+    for (int i = 0; i < 4; i++) {
+        writes_about_a_split(i & 1, i & 2);
+        close_all(state);
+    }
+}
+
+/* The host's memory serves where the provider does not take a GPU's, unless that is asked for. */
+static void test_split_refused(void **state) {
+    (void)state;
+    end *e = &ends[0];
+    fe_ofi_wish wish = {.each = 1,
+                        .provider = "tcp;ofi_rxm",
+                        .addresses = "127.0.0.1",
+                        .bytes = BYTES,
+                        .split = SPLIT,
+                        .direct = FE_DIRECT_ALWAYS,
+                        .above = make_above,
+                        .context = e};
+    memset(e, 0, sizeof *e);
+    wish.memory = e->memory = new_memory();
+    e->above = new_memory();
+    assert_int_equal(fe_ofi_open(&wish, &e->ofi, &e->card), FERRY_UNSUPPORTED);
+    assert_non_null(strstr(ferry_last_error(), "does not reach a GPU's memory"));
+    wish.direct = FE_DIRECT_MAYBE;
+    assert_int_equal(fe_ofi_open(&wish, &e->ofi, &e->card), FERRY_OK);
+    assert_false(fe_ofi_direct(e->ofi));
+    count = 1;
+}
+
 /* Bytes that each rail's socket has sent cannot be asked for here: that both carry is seen in tests/hosts. */
 static void test_two_rails(void **state) {
     (void)state;
@@ -179,7 +279,8 @@ static void test_a_stranger(void **state) {
     (void)state;
     if (!begin("127.0.0.1", false)) return;
     fe_ofi_card guessed = ends[0].card;
-    guessed.rail[0].key ^= 1;
+    guessed.rail[0].key[0] ^= 1;
+    guessed.rail[0].key[1] ^= 1;
     assert_true(open_end(1, "127.0.0.1", false));
     end *stranger = &ends[2];
     meet(stranger, &guessed, &stranger->card);
@@ -196,6 +297,8 @@ int main(void) {
     setenv("FI_OFI_RXM_BUFFER_SIZE", "512", 0); /* docs/far.md: else 70 MB for each end */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_writes, close_all),
+        cmocka_unit_test_teardown(test_split, close_all),
+        cmocka_unit_test_teardown(test_split_refused, close_all),
         cmocka_unit_test_teardown(test_two_rails, close_all),
         cmocka_unit_test_teardown(test_rails_that_differ, close_all),
         cmocka_unit_test_teardown(test_by_flags, close_all),

@@ -62,6 +62,10 @@ bool fe_ofi_by_flags(const fe_ofi *ofi) {
     (void)ofi;
     return net.flags;
 }
+bool fe_ofi_direct(const fe_ofi *o) {
+    (void)o;
+    return false;
+}
 int fe_ofi_write(fe_ofi *ofi, int peer, uint64_t local, uint64_t remote, size_t bytes, uint32_t immediate,
                  void *context) {
     (void)ofi, (void)bytes;
