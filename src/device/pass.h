@@ -64,12 +64,17 @@ enum { FE_LANDED_RECORDS, FE_LANDED_STRIDE, FE_LANDED_HEADER, FE_LANDED_STRAIGHT
 typedef struct fe_part {
     int index, count; /* this one, of how many; {0, 0}: all at once */
 } fe_part;
-/* Of n things: how many the parts before it have. */
+/* Of n things: how many the parts before it have. Each is smaller than the one before (3:2:1), as what is done with the last comes when the
+ * network is through. */
+FE_PURE int64_t fe_part_before(fe_part part, int64_t n, int index) {
+    int64_t shares = (int64_t)index * (2 * part.count - index + 1), all = (int64_t)part.count * (part.count + 1);
+    return n * shares / all;
+}
 FE_PURE int64_t fe_part_from(fe_part part, int64_t n) {
-    return part.count ? n * part.index / part.count : 0;
+    return part.count ? fe_part_before(part, n, part.index) : 0;
 }
 FE_PURE int64_t fe_part_to(fe_part part, int64_t n) {
-    return part.count ? n * (part.index + 1) / part.count : n;
+    return part.count ? fe_part_before(part, n, part.index + 1) : n;
 }
 FE_PURE int fe_part_count(fe_part part) {
     return part.count ? part.count : 1;
