@@ -391,7 +391,8 @@ FERRY_API ferry_status ferry_stream_create(ferry_group *group, ferry_stream **st
 FERRY_API ferry_status ferry_stream_wrap(ferry_group *group, void *native, ferry_stream **stream);
 /* Waits until the stream is empty (bounded: every call on it is), then frees it. NULL is allowed. */
 FERRY_API void ferry_stream_destroy(ferry_stream *stream);
-/* Waits until all calls on the stream are done. Returns the first error among those since the last sync. Any thread. */
+/* Waits until all calls on the stream are done. Returns the first error among those since the last sync; on a GPU also, once, that the rank has
+ * failed on another stream (FERRY_ABORTED), after which nothing was run on this one either. Any thread. */
 FERRY_API ferry_status ferry_stream_sync(ferry_stream *stream);
 /* 1 when everything on the stream is done, else 0. Never waits. Any thread. */
 FERRY_API int ferry_stream_idle(ferry_stream *stream); /* NULL: 1 */
@@ -501,7 +502,8 @@ FERRY_API ferry_status ferry_wait_until(ferry_group *group, const uint64_t *sign
 /* [collective] */
 FERRY_API ferry_status ferry_barrier(ferry_group *group, ferry_stream *stream);
 /* [collective] all[ranks][bytes] from every rank's mine[bytes]; any memory, any size. mine may be `all`, or its own place in it. Meetings
- * (barrier, allgather, broadcast, heap_alloc, heap_free) take place in the order of their calls, also on different streams. */
+ * (barrier, allgather, broadcast, heap_alloc, heap_free) take place in the order of their calls, also on different streams. Over several hosts
+ * a call on a CUDA stream with memory that the GPU does not reach (pageable, or another GPU's) waits for what is on the stream before. */
 FERRY_API ferry_status ferry_allgather(ferry_group *group, const void *mine, void *all, size_t bytes,
                                        ferry_stream *stream);
 /* [collective] buffer[bytes] of rank root to all. */

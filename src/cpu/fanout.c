@@ -175,7 +175,7 @@ ferry_status fe_cpu_fanout(const fe_crew *crew, const fe_pass *pass) {
     }
     for (int h = 0; h < heap->hosts.count; h++)
         if (h != heap->hosts.mine) FE_TRY(hear_from(j, h));
-    int64_t all = j->records * fe_part_count(pass->part); /* of the step, about */
+    int64_t all = fe_part_whole(pass->part, j->records);
     j->past_cache = all * (int64_t)pass->scatter.row_bytes > pass->scatter.stream_bytes;
     fe_pool_run(crew->pool, work, j, (j->records + CHUNK - 1) / CHUNK);
     bool said = !atomic_load(&j->unsound) && (!fe_part_last(pass->part) || say_rows(j));

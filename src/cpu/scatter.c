@@ -99,8 +99,7 @@ static void write_tails(const fe_heap *heap, const fe_pass *pass) {
     }
 }
 
-static int64_t tokens_at_a_time(const job *j) {
-    int64_t tokens = j->route->shape.tokens;
+static int64_t tokens_at_a_time(const job *j, int64_t tokens) {
     if (!j->pack.far) return fe_chunk_of(j->crew->pool, tokens, CHUNK);
     int64_t most = NET_MOST / (int64_t)j->pack.stride, least = NET_LEAST / (int64_t)j->pack.stride;
     int64_t chunk = fe_chunk_of(j->crew->pool, tokens, most > 1 ? most : 1);
@@ -110,6 +109,7 @@ static int64_t tokens_at_a_time(const job *j) {
 static ferry_status send_part(job *j, const fe_pass *pass, fe_part part) {
     int64_t tokens = j->route->shape.tokens, from = fe_part_from(part, tokens);
     j->end = fe_part_to(part, tokens);
+    j->chunk = tokens_at_a_time(j, j->end - from);
     j->pack.part = part;
     atomic_store(&j->next, from);
     fe_pool_run(j->crew->pool, work, j, (j->end - from + j->chunk - 1) / j->chunk);
@@ -130,7 +130,6 @@ ferry_status fe_cpu_scatter(const fe_crew *crew, const fe_pass *pass) {
     for (int r = 0; r < heap->ranks; r++)
         if (fe_heap_reaches(heap, r)) j->target[r] = fe_target_read(heap, pass, r);
     if (crew->engine->far) fe_cpu_pack_open(&j->pack, crew, pass);
-    j->chunk = tokens_at_a_time(j);
     if (fe_slots_fixed(&route->shape)) write_tails(heap, pass);
     for (fe_part part = pass->part; part.index < fe_part_count(part); part.index++) FE_TRY(send_part(j, pass, part));
     return FERRY_OK;

@@ -96,7 +96,9 @@ static ferry_status serve_part(job *j, fe_part part) {
     fe_far *net = j->crew->engine->far;
     int64_t records = j->far->kept_count[j->host], from = fe_part_from(part, records);
     uint64_t word[FE_CELL_WORDS] = {0}, weights = (uint64_t)j->pass->route->shape.topk * sizeof(float);
+    int64_t most = PUSH_BYTES / (int64_t)j->row_bytes;
     j->end = fe_part_to(part, records);
+    j->chunk = fe_chunk_of(j->crew->pool, j->end - from, most > 1 ? most : 1);
     j->kind = (fe_kind)(FE_RETURNED + part.index);
     atomic_store(&j->next, from);
     fe_pool_run(j->crew->pool, work, j, (j->end - from + j->chunk - 1) / j->chunk);
@@ -121,8 +123,6 @@ static ferry_status serve(job *j, int host) {
     if ((j->wants & FE_WANTS_WEIGHTED) && !(j->wants & FE_WANTS_SENT) && !j->pass->route->table.weights)
         return fe_fail(FERRY_MISMATCH, "rank %d: %s: rank %d sums with its route's weights, which are none here",
                        heap->rank, j->pass->step, owner);
-    int64_t most = PUSH_BYTES / (int64_t)j->row_bytes;
-    j->chunk = fe_chunk_of(j->crew->pool, j->far->kept_count[host], most > 1 ? most : 1);
     for (fe_part part = j->pass->part; part.index < fe_part_count(part); part.index++) FE_TRY(serve_part(j, part));
     return FERRY_OK;
 }

@@ -76,6 +76,10 @@ FE_PURE int64_t fe_part_from(fe_part part, int64_t n) {
 FE_PURE int64_t fe_part_to(fe_part part, int64_t n) {
     return part.count ? fe_part_before(part, n, part.index + 1) : n;
 }
+/* Of how many things the part's n are, about. */
+FE_PURE int64_t fe_part_whole(fe_part part, int64_t n) {
+    return part.count ? n * part.count * (part.count + 1) / (2 * (part.count - part.index)) : n;
+}
 FE_PURE int fe_part_count(fe_part part) {
     return part.count ? part.count : 1;
 }

@@ -26,8 +26,8 @@ static uint64_t rows_of(const fe_pass *pass) {
     const fe_tally *tally = pass->route->tally;
     uint64_t rows = 0;
     for (int r = 0; tally->placed && r < pass->route->shape.ranks; r++) rows += (uint64_t)tally->sent[r];
-    /* A reduce is of one part, a scatter of all. */
-    return pass->move == FE_MOVE_REDUCE ? rows / (uint64_t)fe_part_count(pass->part) : rows;
+    if (pass->move != FE_MOVE_REDUCE) return rows; /* a scatter is of all parts, a reduce of one */
+    return (uint64_t)(fe_part_to(pass->part, (int64_t)rows) - fe_part_from(pass->part, (int64_t)rows));
 }
 
 /* Rows by their number: what this rank sends, and what comes back to it. */

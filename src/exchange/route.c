@@ -420,15 +420,22 @@ ferry_status fe_route_submit(ferry_group *g, ferry_stream *stream, const fe_pass
 
 /* ---- parts ---- */
 
-#define PART_BYTES 1048576 /* of rows: a smaller part takes longer to tell of than it saves */
+#define PART_BYTES 1048576 /* of rows, of the last and smallest: it takes longer to tell of fewer than that saves */
+
+static int parts_by_size(size_t bytes, int most) {
+    int parts = 1;
+    while (parts < most && fe_part_from((fe_part){parts, parts + 1}, (int64_t)bytes) + PART_BYTES <= (int64_t)bytes)
+        parts++;
+    return parts;
+}
 
 fe_part fe_route_parts(const ferry_route *r, size_t row_bytes) {
     const fe_engine *e = &r->group->engine;
     if (!e->far || r->data.shape.mode == FERRY_LATENCY) return (fe_part){0, 0}; /* its steps are short */
-    int64_t parts = fe_far_parts(e->far);
-    if (!parts) parts = (int64_t)((size_t)r->data.shape.max_tokens * row_bytes / PART_BYTES);
-    if (parts <= 1 || e->device->parts <= 1) return (fe_part){0, 0};
-    return (fe_part){.count = parts < e->device->parts ? (int)parts : e->device->parts};
+    int parts = fe_far_parts(e->far), most = e->device->parts;
+    if (!parts) parts = parts_by_size((size_t)r->data.shape.max_tokens * row_bytes, most);
+    if (parts > most) parts = most;
+    return parts > 1 ? (fe_part){.count = parts} : (fe_part){0, 0};
 }
 
 fe_pass fe_pass_of_part(const fe_pass *pass, int index) {

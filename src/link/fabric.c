@@ -164,6 +164,19 @@ static int addresses_of(const char *list) {
     return count;
 }
 
+/* Flags are behind what they speak of. Frees the offers of rails that do not promise it. */
+static ferry_status check_order(const fe_ofi_wish *wish, struct fi_info **rail, int *rails) {
+    size_t most = ~(size_t)0;
+    for (int i = 0; i < *rails; i++)
+        if (rail[i]->ep_attr->max_order_waw_size < most) most = rail[i]->ep_attr->max_order_waw_size;
+    if (most >= wish->bytes) return FERRY_OK;
+    while (*rails > 0) lib.freeinfo(rail[--*rails]);
+    return fe_fail(FERRY_UNSUPPORTED,
+                   "rank %d: libfabric's provider brings no data along with writes, and keeps them in order up to "
+                   "%zu bytes only",
+                   wish->rank, most);
+}
+
 /* Providers by name: asked in general, libfabric also offers some that are of no use (`sockets` needs milliseconds where cores are few,
  * `udp;ofi_rxd` is slow). */
 ferry_status fe_fabric_choose(const fe_fabric *library, const fe_ofi_wish *wish, struct fi_info *rail[FE_RAILS],
@@ -184,17 +197,7 @@ ferry_status fe_fabric_choose(const fe_fabric *library, const fe_ofi_wish *wish,
         return fe_fail(FERRY_UNSUPPORTED,
                        "rank %d: libfabric has neither efa, verbs;ofi_rxm, cxi nor, on %s, tcp;ofi_rxm here (%s)",
                        wish->rank, where, library->strerror(-error));
-    for (int i = 0; *flags && i < *rails; i++)
-        if (rail[i]->ep_attr->max_order_waw_size < wish->bytes) {
-            size_t most = rail[i]->ep_attr->max_order_waw_size;
-            while (*rails > 0) lib.freeinfo(rail[--*rails]);
-            return fe_fail(
-                FERRY_UNSUPPORTED,
-                "rank %d: libfabric's provider brings no data along with writes, and keeps them in order up to "
-                "%zu bytes only",
-                wish->rank, most);
-        }
-    return FERRY_OK;
+    return *flags ? check_order(wish, rail, rails) : FERRY_OK;
 }
 
 /* ---- a GPU's memory ---- */
@@ -226,7 +229,7 @@ ferry_status fe_fabric_for_gpus(const fe_fabric *library, const fe_ofi_wish *wis
         if (!error) error = take(offers, reaching, &found);
         if (offers) lib.freeinfo(offers);
     }
-    if (!error) return FERRY_OK;
+    if (!error) return flags ? check_order(wish, reaching, &found) : FERRY_OK;
     while (found > 0) lib.freeinfo(reaching[--found]);
     return fe_fail(FERRY_UNSUPPORTED, "rank %d: libfabric's provider %s does not reach a GPU's memory: %s", wish->rank,
                    rail[0]->fabric_attr->prov_name, library->strerror(-error));
