@@ -214,6 +214,41 @@ static void test_split(void **state) {
     }
 }
 
+static ferry_status make_nothing(const void *context, void **memory, int *gpu) {
+    (void)context, (void)memory, (void)gpu;
+    return fe_fail(FERRY_NOMEM, "no memory of that kind");
+}
+
+/* The provider would take such memory, and there is none: rails that were opened for it are closed, and others serve. */
+static void test_split_without_memory(void **state) {
+    (void)state;
+    end *e = &ends[0];
+    memset(e, 0, sizeof *e);
+    e->memory = new_memory();
+    fe_ofi_wish wish = {.each = 1,
+                        .provider = "shm",
+                        .memory = e->memory,
+                        .bytes = BYTES,
+                        .split = SPLIT,
+                        .direct = FE_DIRECT_ALWAYS,
+                        .above = make_nothing};
+    ferry_status status = fe_ofi_open(&wish, &e->ofi, &e->card);
+    if (status != FERRY_NOMEM) {
+        free_end(e);
+        print_message("SKIP no shm of libfabric's: %s\n", ferry_last_error());
+        return;
+    }
+    wish.direct = FE_DIRECT_MAYBE;
+    assert_int_equal(fe_ofi_open(&wish, &e->ofi, &e->card), FERRY_OK);
+    assert_false(fe_ofi_direct(e->ofi));
+    count = 1;
+    assert_true(open_split(1, FE_DIRECT_ALWAYS));
+    meet(&ends[0], &ends[0].card, &ends[1].card);
+    meet(&ends[1], &ends[0].card, &ends[1].card);
+    assert_true(write_piece(&ends[1], 0, SPLIT, chunk));
+    assert_true(until(&ends[0].arrived, 1, 5000));
+}
+
 /* The host's memory serves where the provider does not take a GPU's, unless that is asked for. */
 static void test_split_refused(void **state) {
     (void)state;
@@ -298,6 +333,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_writes, close_all),
         cmocka_unit_test_teardown(test_split, close_all),
+        cmocka_unit_test_teardown(test_split_without_memory, close_all),
         cmocka_unit_test_teardown(test_split_refused, close_all),
         cmocka_unit_test_teardown(test_two_rails, close_all),
         cmocka_unit_test_teardown(test_rails_that_differ, close_all),
