@@ -434,8 +434,8 @@ fe_part fe_route_parts(const ferry_route *r, size_t row_bytes) {
     if (!e->far || r->data.shape.mode == FERRY_LATENCY) return (fe_part){0, 0}; /* its steps are short */
     int parts = fe_far_parts(e->far), most = e->device->parts;
     if (!parts) parts = parts_by_size((size_t)r->data.shape.max_tokens * row_bytes, most);
-    if (parts > most) parts = most;
-    return parts > 1 ? (fe_part){.count = parts} : (fe_part){0, 0};
+    if (parts <= 1 || most <= 1) return (fe_part){0, 0};
+    return (fe_part){.count = parts < most ? parts : most};
 }
 
 fe_pass fe_pass_of_part(const fe_pass *pass, int index) {
