@@ -72,8 +72,7 @@ typedef struct fe_cuda_world {
     const uint8_t *linked; /* [ranks] 1: on another GPU. Device memory */
     int sharing;           /* near ranks on this GPU, this one included */
     fe_boxes boxes;
-    char *
-        boxed; /* what their offsets are added to: this rank's post, or its GPU's memory where the network reads that */
+    char *boxed; /* what their offsets are added to: this rank's post, or GPU memory that the network reads itself */
     fe_kernel_order *orders; /* the ring in this rank's post */
     fe_cell *board;          /* device memory for copies of notes: [2 * FE_CUDA_TIDES][board_blocks][ranks] */
     int board_blocks, near_ranks;

@@ -76,15 +76,20 @@ ferry_status fe_group_settle_in(ferry_group *g) {
     return e->heap.hosts.count > 1 ? touch_boxes(g) : FERRY_OK;
 }
 
+void fe_group_plan_heap(ferry_group *g) {
+    fe_heap *heap = &g->engine.heap;
+    heap->rank = g->rank;
+    heap->ranks = g->ranks;
+    heap->memory = g->engine.device->memory;
+    heap->recorder_bytes = fe_recorder_bytes(g->ranks);
+    heap->far_bytes = fe_room_bytes(heap);
+    heap->body_post = g->body.post_bytes;
+    heap->body_boxes = g->body.boxes_at;
+}
+
 static ferry_status open_engine(ferry_group *g, fe_boot *boot) {
     fe_engine *e = &g->engine;
-    e->heap.rank = g->rank;
-    e->heap.ranks = g->ranks;
-    e->heap.memory = e->device->memory;
-    e->heap.recorder_bytes = fe_recorder_bytes(g->ranks);
-    e->heap.far_bytes = fe_room_bytes(&e->heap);
-    e->heap.body_post = g->body.post_bytes;
-    e->heap.body_boxes = g->body.boxes_at;
+    fe_group_plan_heap(g);
     FE_TRY(fe_heap_create(boot, g->body.bytes, (size_t)g->config.heap_bytes, &e->heap));
     fe_body_move(&g->body, e->heap.body_at);
     ferry_status status = fe_group_settle_in(g);

@@ -54,9 +54,10 @@ void fe_group_look(ferry_group *group);
 /* "barrier", "allgather" and so on: the meetings of meet.c by their numbers. */
 const char *fe_meeting_name(uint64_t kind);
 
-/* Making, and meeting again. prepare: everything that can be found wrong without the others. settle_in: what needs nobody else, once the heap
- * is there. last_word: [collective over boot] whether all are well; this rank's own failure is returned with its sentence. */
+/* Making, and meeting again. prepare: everything that can be found wrong without the others. plan_heap: what the heap is made by, once hosts and
+ * body are known. settle_in: what needs nobody else, once the heap is there. last_word: [collective over boot] whether all are well; this rank's own failure is returned with its sentence. */
 ferry_status fe_group_prepare(const ferry_group_config *cfg, int rank, int ranks, ferry_group **group);
+void fe_group_plan_heap(ferry_group *group);
 ferry_status fe_group_settle_in(ferry_group *group);
 ferry_status fe_group_last_word(fe_boot *boot, ferry_status status);
 /* No pass of this rank is under way afterwards. One that cannot go on, of which it tells, gives up what it waits for. */

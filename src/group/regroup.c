@@ -101,12 +101,7 @@ static ferry_status make_own(regroup *r) {
     FE_TRY(fe_body_lay_out(&cfg, &room, 1, &g->body));
     g->room.homes = g->engine.homes_most = told->homes;
     g->room.most_local = told->most_local;
-    heap->rank = g->rank;
-    heap->ranks = g->ranks;
-    heap->memory = g->engine.device->memory;
-    heap->recorder_bytes = fe_recorder_bytes(g->ranks);
-    heap->body_post = g->body.post_bytes;
-    heap->body_boxes = g->body.boxes_at;
+    fe_group_plan_heap(g);
     FE_TRY(fe_heap_make(g->body.bytes, (size_t)g->config.heap_bytes, heap));
     fe_body_move(&g->body, heap->body_at);
     return FERRY_OK;

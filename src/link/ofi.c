@@ -48,8 +48,6 @@ struct fe_ofi {
     int pieces;        /* 1: all is in the first */
     fe_ofi_card *card; /* [ranks] */
     uint32_t tag;
-    uint32_t *peer_tag;  /* [ranks] */
-    uint8_t *peer_rails; /* [ranks] by how many it is reached */
     uint32_t turn, look; /* of the rails: the next to write by, and to look at first */
     char trouble[160], text[160];
 };
@@ -108,22 +106,23 @@ static int share_piece(rail *r, const piece *p, uint64_t key, struct fid_mr **mr
 static ferry_status share_memory(const fe_ofi *o, rail *r, fe_ofi_rail *card) {
     size_t key_bytes = r->info->domain_attr->mr_key_size;
     bool by_address = r->info->domain_attr->mr_mode & FI_MR_VIRT_ADDR;
-    for (int i = 0; i < PIECES; i++) {
-        const piece *p = &o->piece[i < o->pieces ? i : BELOW];
+    for (int i = 0; i < o->pieces; i++) {
+        const piece *p = &o->piece[i];
         uint64_t drawn;
-        int error = 0;
         if (getrandom(&drawn, sizeof drawn, 0) != (ssize_t)sizeof drawn) return fe_fail_errno("drawing a memory key");
         if (key_bytes < 8) drawn &= ((uint64_t)1 << 8 * key_bytes) - 1;
-        if (i < o->pieces) error = share_piece(r, p, drawn, &r->mr[i]);
+        int error = share_piece(r, p, drawn, &r->mr[i]);
         if (error)
             return fail_ofi(o, error,
                             p->gpu >= 0 ? "registering GPU memory with libfabric"
                                         : "registering the heap with libfabric");
-        struct fid_mr *mr = r->mr[i < o->pieces ? i : BELOW];
-        r->desc[i] = fi_mr_desc(mr);
-        card->key[i] = fi_mr_key(mr);
+        r->desc[i] = fi_mr_desc(r->mr[i]);
+        card->key[i] = fi_mr_key(r->mr[i]);
         card->base[i] = (by_address ? (uint64_t)(uintptr_t)p->memory : 0) - p->from;
     }
+    if (fe_ofi_direct(o)) return FERRY_OK;
+    card->key[ABOVE] = card->key[BELOW]; /* who writes here need not know that it is one piece */
+    card->base[ABOVE] = card->base[BELOW];
     return FERRY_OK;
 }
 
@@ -252,13 +251,16 @@ static ferry_status fits(const fe_ofi *o, const fe_ofi_card *own, const fe_ofi_c
     return FERRY_OK;
 }
 
+/* By how many the peer is reached. */
+static int rails_to(const fe_ofi *o, int peer) {
+    return o->card[peer].rails < o->rails ? o->card[peer].rails : o->rails;
+}
+
 /* Rail i of both: where devices are in the same order on all hosts, that is one network. */
-static ferry_status meet_one(fe_ofi *o, const fe_ofi_card *theirs, int peer) {
-    o->peer_tag[peer] = theirs->tag;
-    o->peer_rails[peer] = (uint8_t)(theirs->rails < o->rails ? theirs->rails : o->rails);
-    for (int i = 0; i < o->peer_rails[peer]; i++) {
+static ferry_status meet_one(fe_ofi *o, int peer) {
+    for (int i = 0; i < rails_to(o, peer); i++) {
         rail *r = &o->rail[i];
-        if (fi_av_insert(r->av, theirs->rail[i].name, 1, &r->peer[peer], 0, NULL) != 1)
+        if (fi_av_insert(r->av, o->card[peer].rail[i].name, 1, &r->peer[peer], 0, NULL) != 1)
             return fe_fail(FERRY_SYSTEM, "rank %d: libfabric does not take the address of rank %d", o->rank, peer);
     }
     return FERRY_OK;
@@ -266,10 +268,8 @@ static ferry_status meet_one(fe_ofi *o, const fe_ofi_card *theirs, int peer) {
 
 ferry_status fe_ofi_meet(fe_ofi *o, const fe_ofi_card *cards, int ranks) {
     size_t n = (size_t)ranks;
-    o->peer_tag = calloc(n, sizeof *o->peer_tag);
-    o->peer_rails = calloc(n, sizeof *o->peer_rails);
     o->card = calloc(n, sizeof *o->card);
-    bool there = o->peer_tag && o->peer_rails && o->card;
+    bool there = o->card != NULL;
     for (int i = 0; i < o->rails; i++) {
         rail *r = &o->rail[i];
         r->peer = calloc(n, sizeof *r->peer);
@@ -280,7 +280,7 @@ ferry_status fe_ofi_meet(fe_ofi *o, const fe_ofi_card *cards, int ranks) {
     for (int r = 0; r < ranks; r++) {
         if (!cards[r].provider[0]) continue; /* it is not there */
         FE_TRY(fits(o, &cards[o->rank], &cards[r], r));
-        FE_TRY(meet_one(o, &cards[r], r));
+        FE_TRY(meet_one(o, r));
     }
     return FERRY_OK;
 }
@@ -303,8 +303,6 @@ void fe_ofi_close(fe_ofi *o) {
     if (!o) return;
     close_rails(o);
     free(o->card);
-    free(o->peer_tag);
-    free(o->peer_rails);
     free(o);
 }
 
@@ -314,8 +312,9 @@ void fe_ofi_close(fe_ofi *o) {
  * turns, and what is said by the first, so that a good-bye does not overtake an answer. */
 static rail *rail_to(fe_ofi *o, int peer, uint32_t immediate) {
     bool data = !immediate || (immediate & 7) == FE_CHUNK;
+    int rails = rails_to(o, peer);
     uint32_t which = o->flags ? (uint32_t)(o->rank + peer / o->each) : data ? o->turn++ : 0;
-    return &o->rail[o->peer_rails[peer] ? which % o->peer_rails[peer] : 0];
+    return &o->rail[rails ? which % (uint32_t)rails : 0];
 }
 
 /* A range, here and there. */
@@ -327,8 +326,8 @@ typedef struct span {
 
 static bool find_span(const fe_ofi *o, const rail *r, int peer, uint64_t local, uint64_t remote, size_t bytes,
                       span *s) {
-    int mine = local >= o->split, theirs = remote >= o->split;
-    const piece *p = &o->piece[mine < o->pieces ? mine : BELOW];
+    int mine = fe_ofi_direct(o) && local >= o->split ? ABOVE : BELOW, theirs = remote >= o->split ? ABOVE : BELOW;
+    const piece *p = &o->piece[mine];
     const fe_ofi_rail *card = &o->card[peer].rail[r - o->rail];
     if (local - p->from > p->to - p->from || bytes > p->to - local) return false;
     *s = (span){p->memory + (local - p->from), r->desc[mine], card->base[theirs] + remote, card->key[theirs]};
@@ -345,8 +344,9 @@ int fe_ofi_write(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t by
     span s;
     if (!find_span(o, r, peer, local, remote, bytes, &s)) return -FI_EINVAL;
     if (!immediate || o->flags) return taken(fi_write(r->ep, s.at, bytes, s.desc, r->peer[peer], s.to, s.key, context));
-    uint64_t data = fe_immediate_tag(immediate, o->peer_tag[peer]);
-    if (r->wide) data |= (uint64_t)o->peer_tag[peer] << 32;
+    uint32_t tag = o->card[peer].tag;
+    uint64_t data = fe_immediate_tag(immediate, tag);
+    if (r->wide) data |= (uint64_t)tag << 32;
     return taken(fi_writedata(r->ep, s.at, bytes, s.desc, data, r->peer[peer], s.to, s.key, context));
 }
 
@@ -359,7 +359,7 @@ bool fe_ofi_by_flags(const fe_ofi *o) {
 }
 
 uint32_t fe_ofi_tag(const fe_ofi *o, int peer) {
-    return o->peer_tag[peer];
+    return o->card[peer].tag;
 }
 
 int fe_ofi_read(fe_ofi *o, int peer, uint64_t local, uint64_t remote, size_t bytes, void *context) {

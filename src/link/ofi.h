@@ -63,8 +63,8 @@ bool fe_ofi_direct(const fe_ofi *ofi);
 /* The calling thread, which is to be the network's, near the first rail's device. */
 void fe_ofi_pin(const fe_ofi *ofi);
 
-/* Offsets are into this rank's memory and the peer's; neither range may cross the split. immediate 0: none. context comes back by fe_ofi_sent. 0: it is under way; 1: not now, try again;
- * negative: -FI_E... */
+/* Offsets are into this rank's memory and the peer's; neither range may cross the split. immediate 0: none. context comes back by
+ * fe_ofi_sent. 0: it is under way; 1: not now, try again; negative: -FI_E... */
 int fe_ofi_write(fe_ofi *ofi, int peer, uint64_t local, uint64_t remote, size_t bytes, uint32_t immediate,
                  void *context);
 int fe_ofi_read(fe_ofi *ofi, int peer, uint64_t local, uint64_t remote, size_t bytes, void *context);

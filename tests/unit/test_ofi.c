@@ -47,24 +47,33 @@ static void free_end(end *e) {
     free(e->above);
 }
 
-static bool open_end(int rank, const char *addresses, bool flags) {
+static end *new_end(void) {
     end *e = &ends[count];
     memset(e, 0, sizeof *e);
     e->memory = new_memory();
-    fe_ofi_wish wish = {.rank = rank,
-                        .each = 1,
-                        .provider = "tcp;ofi_rxm",
-                        .addresses = addresses,
-                        .addresses_given = true,
-                        .flags = flags,
-                        .memory = e->memory,
-                        .bytes = BYTES};
-    if (fe_ofi_open(&wish, &e->ofi, &e->card) != FERRY_OK) {
+    e->above = new_memory();
+    return e;
+}
+
+static bool opens(end *e, const fe_ofi_wish *wish) {
+    if (fe_ofi_open(wish, &e->ofi, &e->card) != FERRY_OK) {
         free_end(e);
         return false;
     }
     count++;
     return true;
+}
+
+static bool open_end(int rank, const char *addresses, bool flags) {
+    end *e = new_end();
+    return opens(e, &(fe_ofi_wish){.rank = rank,
+                                   .each = 1,
+                                   .provider = "tcp;ofi_rxm",
+                                   .addresses = addresses,
+                                   .addresses_given = true,
+                                   .flags = flags,
+                                   .memory = e->memory,
+                                   .bytes = BYTES});
 }
 
 enum { SPLIT = 16 * PIECE };
@@ -75,27 +84,23 @@ static ferry_status make_above(const void *context, void **memory, int *gpu) {
     return FERRY_OK;
 }
 
+static fe_ofi_wish split_wish(end *e, int rank, fe_direct direct) {
+    return (fe_ofi_wish){.rank = rank,
+                         .each = 1,
+                         .provider = "shm",
+                         .memory = e->memory,
+                         .bytes = BYTES,
+                         .split = SPLIT,
+                         .direct = direct,
+                         .above = make_above,
+                         .context = e};
+}
+
 /* As where rows are a GPU's: with a provider that takes such memory. */
 static bool open_split(int rank, fe_direct direct) {
-    end *e = &ends[count];
-    memset(e, 0, sizeof *e);
-    e->memory = new_memory();
-    e->above = new_memory();
-    fe_ofi_wish wish = {.rank = rank,
-                        .each = 1,
-                        .provider = "shm",
-                        .memory = e->memory,
-                        .bytes = BYTES,
-                        .split = SPLIT,
-                        .direct = direct,
-                        .above = make_above,
-                        .context = e};
-    if (fe_ofi_open(&wish, &e->ofi, &e->card) != FERRY_OK) {
-        free_end(e);
-        return false;
-    }
-    count++;
-    return true;
+    end *e = new_end();
+    fe_ofi_wish wish = split_wish(e, rank, direct);
+    return opens(e, &wish);
 }
 
 static int close_all(void **state) {
@@ -222,16 +227,9 @@ static ferry_status make_nothing(const void *context, void **memory, int *gpu) {
 /* The provider would take such memory, and there is none: rails that were opened for it are closed, and others serve. */
 static void test_split_without_memory(void **state) {
     (void)state;
-    end *e = &ends[0];
-    memset(e, 0, sizeof *e);
-    e->memory = new_memory();
-    fe_ofi_wish wish = {.each = 1,
-                        .provider = "shm",
-                        .memory = e->memory,
-                        .bytes = BYTES,
-                        .split = SPLIT,
-                        .direct = FE_DIRECT_ALWAYS,
-                        .above = make_nothing};
+    end *e = new_end();
+    fe_ofi_wish wish = split_wish(e, 0, FE_DIRECT_ALWAYS);
+    wish.above = make_nothing;
     ferry_status status = fe_ofi_open(&wish, &e->ofi, &e->card);
     if (status != FERRY_NOMEM) {
         free_end(e);
@@ -252,18 +250,10 @@ static void test_split_without_memory(void **state) {
 /* The host's memory serves where the provider does not take a GPU's, unless that is asked for. */
 static void test_split_refused(void **state) {
     (void)state;
-    end *e = &ends[0];
-    fe_ofi_wish wish = {.each = 1,
-                        .provider = "tcp;ofi_rxm",
-                        .addresses = "127.0.0.1",
-                        .bytes = BYTES,
-                        .split = SPLIT,
-                        .direct = FE_DIRECT_ALWAYS,
-                        .above = make_above,
-                        .context = e};
-    memset(e, 0, sizeof *e);
-    wish.memory = e->memory = new_memory();
-    e->above = new_memory();
+    end *e = new_end();
+    fe_ofi_wish wish = split_wish(e, 0, FE_DIRECT_ALWAYS);
+    wish.provider = "tcp;ofi_rxm";
+    wish.addresses = "127.0.0.1";
     assert_int_equal(fe_ofi_open(&wish, &e->ofi, &e->card), FERRY_UNSUPPORTED);
     assert_non_null(strstr(ferry_last_error(), "does not reach a GPU's memory"));
     wish.direct = FE_DIRECT_MAYBE;
